@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Fetch the seven released checkpoints (1.9 GB) into weights/: ./download_weights.sh [FOLDER]
+#
+# A broken download is taken up where it broke off, also by running this again. A file gets its name only
+# when it loads as the network it should be; those that are there and sound are skipped.
+# WEIGHTS_URL is where the files lie, if not at the authors' release.
+set -euo pipefail
+if [ $# -gt 1 ]; then
+    echo "usage: $0 [FOLDER]    (default: weights/)" >&2
+    exit 2
+fi
+root=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "${1:-$root/weights}"
+folder=$(cd "${1:-$root/weights}" && pwd)
+url=${WEIGHTS_URL:-https://github.com/selimsef/dfdc_deepfake_challenge/releases/download/0.0.1}
+command -v curl >/dev/null || { echo "curl is needed; install it" >&2; exit 2; }
+. "$root/environment.sh"
+use_python "$root/requirements.txt"
+
+# Whether a file is a released checkpoint; says what is wrong with it where it is not.
+sound() {
+    (cd "$root" && "$PYTHON" -m training.tools.checkpoint --released "$1")
+}
+
+# Fetch one file to NAME.part, going on from what is there.
+fetch() {
+    local name=$1 part=$folder/$1.part attempt code
+    for attempt in 1 2 3 4 5; do
+        if code=$(curl --fail --location --progress-bar --write-out '%{http_code}' \
+            --continue-at - --output "$part" "$url/$name"); then
+            return 0
+        fi
+        case $code in
+            416) return 0 ;; # nothing is left to fetch
+            404) echo "$url/$name: no such file; set WEIGHTS_URL to a place that has it" >&2; return 1 ;;
+            200) rm -f "$part" ;; # this server cannot go on in the middle
+        esac
+        echo "$name: broken off (attempt $attempt of 5)" >&2
+        sleep "${RETRY_SECONDS:-5}"
+    done
+    echo "$name: not complete; run $0 again to go on" >&2
+    return 1
+}
+
+failed=()
+while read -r name; do
+    if [ -f "$folder/$name" ] && sound "$folder/$name"; then
+        echo "$name: there already"
+        continue
+    fi
+    echo "$name"
+    if ! fetch "$name"; then
+        failed+=("$name")
+    elif sound "$folder/$name.part"; then
+        mv "$folder/$name.part" "$folder/$name"
+    else
+        rm "$folder/$name.part"
+        failed+=("$name")
+    fi
+done < "$root/configs/released_checkpoints.txt"
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "failed: ${failed[*]}" >&2
+    exit 1
+fi

@@ -1,0 +1,58 @@
+# Sourced by the other scripts: sets PYTHON to an interpreter that has the packages of a requirements file.
+#
+# In this order: $PYTHON, the active environment (or, in a container, the system's python3), and .venv,
+# which is made, or completed, if none of them has the packages.
+
+use_python() {
+    local requirements=$1 root venv
+    root=$(dirname "$requirements")
+    venv=$root/.venv
+    if [ -n "${PYTHON:-}" ]; then
+        _has_packages "$PYTHON" "$requirements" || {
+            echo "PYTHON=$PYTHON lacks packages of $requirements; install them there, or unset PYTHON" >&2
+            return 2
+        }
+        return 0
+    fi
+    for PYTHON in python3 "$venv/bin/python"; do
+        if _has_packages "$PYTHON" "$requirements" 2>/dev/null; then
+            return 0
+        fi
+    done
+    echo "installing the packages of $requirements into $venv (once; PyTorch takes several GB)" >&2
+    [ -x "$PYTHON" ] || python3 -m venv "$venv"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$requirements" >&2
+}
+
+_has_packages() {
+    command -v "$1" >/dev/null && "$1" - "$2" <<'PYTHON'
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+if sys.version_info < (3, 11):
+    sys.exit(f"Python {sys.version.split()[0]} is older than 3.11")
+try:
+    from pip._vendor.packaging.requirements import Requirement
+except ImportError:
+    from packaging.requirements import Requirement
+
+
+def requirements(path):
+    for line in path.read_text().splitlines():
+        line = line.partition("#")[0].strip()
+        if line.startswith("-r"):
+            yield from requirements(path.parent / line.removeprefix("-r").strip())
+        elif line:
+            yield Requirement(line)
+
+
+for requirement in requirements(Path(sys.argv[1])):
+    try:
+        found = version(requirement.name)
+    except PackageNotFoundError:
+        sys.exit(f"{requirement.name} is not installed")
+    if not requirement.specifier.contains(found, prereleases=True):
+        sys.exit(f"{requirement} is wanted, {found} is installed")
+PYTHON
+}

@@ -1,0 +1,115 @@
+"""Several checkpoints as one scorer of face crops, on a device and in a precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from preprocessing.crops import MarginCrop, SquareCrop
+from training.tools.checkpoint import load_network
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Crops a forward pass: on a CPU a few fit the cache, more are slower.
+BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 16}
+
+# A way to make a network's input from a face: which crop, and the side of the square in pixels.
+CropSize = tuple[MarginCrop | SquareCrop, int]
+
+
+class DeviceError(Exception):
+    """A device that is not there."""
+
+
+class ScoreError(Exception):
+    """A network's output that is not a number."""
+
+
+class Ensemble:
+    """Networks loaded from checkpoints; scores crops of faces.
+
+    `names`: one a network, in the order given; the file's, numbered where files share a name.
+    `inputs`: the distinct ways of cropping that the networks need.
+
+    Raises CheckpointError for a checkpoint that cannot be used, DeviceError for a device that is not there.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], device: str = "auto", precision: str = "auto"):
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.names = _unique([Path(path).name.removesuffix(".pt") for path in paths])
+        self.networks, self.recipes = [], []
+        for path in paths:
+            network, recipe = load_network(path)
+            fold_batch_norms(network)
+            network.to(self.device, PRECISIONS[self.precision], memory_format=torch.channels_last)
+            self.networks.append(network)
+            self.recipes.append(recipe)
+        self.inputs: list[CropSize] = list(dict.fromkeys((r.crop, r.size) for r in self.recipes))
+
+    @torch.inference_mode()
+    def score(self, crops: Mapping[CropSize, np.ndarray]) -> np.ndarray:
+        """Probabilities of being fake, float32 (n, networks), for n faces.
+
+        `crops`: for each of `inputs`, the faces' squares, RGB uint8 (n, size, size, 3).
+
+        Raises ScoreError where a network gives a value that is not finite.
+        """
+        pixels = {key: torch.from_numpy(squares).to(self.device) for key, squares in crops.items()}
+        columns = []
+        for name, network, recipe in zip(self.names, self.networks, self.recipes, strict=True):
+            logits = network(self._normalised(pixels[recipe.crop, recipe.size], recipe.mean, recipe.std))
+            if isinstance(logits, tuple):  # networks that draw a mask as well
+                logits = logits[0]
+            scores = logits[:, 0].float().sigmoid().cpu().numpy()
+            if not np.isfinite(scores).all():
+                raise ScoreError(f"{name} gives no finite score in {self.precision}; use --precision float32")
+            columns.append(scores)
+        return np.stack(columns, axis=1)
+
+    def _normalised(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+        """(n, size, size, 3) uint8 -> (n, 3, size, size) in the networks' precision; channels last in memory."""
+        mean, std = (torch.tensor(values, device=self.device) for values in (mean, std))
+        return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).to(PRECISIONS[self.precision])
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is a CUDA GPU, else Apple's, else the CPU. Raises DeviceError for one that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError):
+        raise DeviceError(f"PyTorch can use no device {device!r} on this machine; take --device auto") from None
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """`auto` is float16 on a CUDA GPU, bfloat16 on a CPU with instructions for it, else float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "float16"
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return "bfloat16"
+    return "float32"
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold each batch norm of an EfficientNet into the convolution before it, in place; the outputs stay the same."""
+    for module in network.modules():
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, norm.act)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, with #2, #3, ... behind repeated ones."""
+    return [name if not (earlier := names[:i].count(name)) else f"{name}#{earlier + 1}" for i, name in enumerate(names)]

@@ -1,0 +1,1 @@
+"""From clips to face crops: frames of a video, faces in them, crops of the faces."""

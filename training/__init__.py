@@ -1,0 +1,1 @@
+"""Networks, checkpoints and (from them) everything that trains a classifier on crops."""

@@ -1,0 +1,73 @@
+"""Classifiers of a face crop: an encoder, pooling, dropout and one logit (positive: fake).
+
+Attribute names are those of the released checkpoints' state dicts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from training.zoo.encoders import build_encoder
+
+# Noise filters for manipulation detection: Zhou et al., Learning Rich Features for Image Manipulation
+# Detection, CVPR 2018. A second-order horizontal difference, and a 3x3 and a 5x5 high-pass.
+SRM_KERNELS = (
+    torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, -2, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]) / 2,
+    torch.tensor([[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]]) / 4,
+    torch.tensor([[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1]])
+    / 12,
+)
+
+
+class DeepFakeClassifier(nn.Module):
+    """The winning solution's network. Input (n, 3, height, width), normalised; output (n, 1) logits."""
+
+    def __init__(self, encoder: str, dropout_rate: float = 0.0, pretrained: bool = False):
+        super().__init__()
+        self.encoder = build_encoder(encoder, pretrained)
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.fc = nn.Linear(self.encoder.num_features, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.encoder.forward_features(images)
+        return self.fc(self.dropout(self.avg_pool(features).flatten(1)))
+
+
+class DeepFakeClassifierSRM(DeepFakeClassifier):
+    """DeepFakeClassifier on the noise left by three fixed SRM filters."""
+
+    def __init__(self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False):
+        super().__init__(encoder, dropout_rate, pretrained)
+        self.srm_conv = nn.Conv2d(3, 3, kernel_size=5, padding=2, bias=False)
+        # Each filter looks at the three colours alike.
+        kernels = torch.stack(SRM_KERNELS)[:, None].repeat(1, 3, 1, 1)
+        self.srm_conv.weight = nn.Parameter(kernels, requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.srm_conv(images))
+
+
+class DeepFakeClassifierGWAP(DeepFakeClassifier):
+    """DeepFakeClassifier with global weighted average pooling."""
+
+    def __init__(self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False):
+        super().__init__(encoder, dropout_rate, pretrained)
+        self.avg_pool = GlobalWeightedAveragePool(self.encoder.num_features)
+
+
+class GlobalWeightedAveragePool(nn.Module):
+    """Average of (n, features, height, width) over the image, weighted by a learned map; output (n, features, 1, 1).
+
+    Qiu, Global Weighted Average Pooling Bridges Pixel-level Localization and Image-level Classification, 2018.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv = nn.Conv2d(features, 1, kernel_size=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        weights = self.conv(features).sigmoid().exp()
+        weights = weights / weights.sum(dim=(2, 3), keepdim=True)
+        return (weights * features).sum(dim=(2, 3), keepdim=True)

@@ -1,0 +1,37 @@
+"""The EfficientNet encoders (timm's), under the names of the published code."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import timm
+from torch import nn
+
+
+class Encoder(NamedTuple):
+    """timm's name, and the rate of stochastic depth (drop path) in training."""
+
+    timm_name: str
+    drop_path: float = 0.2
+
+
+ENCODERS = {
+    "tf_efficientnet_lite0": Encoder("tf_efficientnet_lite0.in1k"),
+    "tf_efficientnet_b0_ns": Encoder("tf_efficientnet_b0.ns_jft_in1k"),
+    "tf_efficientnet_b2_ns": Encoder("tf_efficientnet_b2.ns_jft_in1k"),
+    "tf_efficientnet_b3_ns": Encoder("tf_efficientnet_b3.ns_jft_in1k"),
+    "tf_efficientnet_b4_ns": Encoder("tf_efficientnet_b4.ns_jft_in1k", 0.5),
+    "tf_efficientnet_b4_ns_03d": Encoder("tf_efficientnet_b4.ns_jft_in1k", 0.3),
+    "tf_efficientnet_b5_ns": Encoder("tf_efficientnet_b5.ns_jft_in1k"),
+    "tf_efficientnet_b5_ns_03d": Encoder("tf_efficientnet_b5.ns_jft_in1k", 0.3),
+    "tf_efficientnet_b5_ns_04d": Encoder("tf_efficientnet_b5.ns_jft_in1k", 0.4),
+    "tf_efficientnet_b6_ns": Encoder("tf_efficientnet_b6.ns_jft_in1k"),
+    "tf_efficientnet_b6_ns_04d": Encoder("tf_efficientnet_b6.ns_jft_in1k", 0.4),
+    "tf_efficientnet_b7_ns": Encoder("tf_efficientnet_b7.ns_jft_in1k"),
+}
+
+
+def build_encoder(name: str, pretrained: bool = False) -> nn.Module:
+    """timm's EfficientNet for a name of ENCODERS, with its 1000-class head (released checkpoints hold it)."""
+    encoder = ENCODERS[name]
+    return timm.create_model(encoder.timm_name, pretrained=pretrained, drop_path_rate=encoder.drop_path)
