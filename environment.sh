@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: sets PYTHON to an interpreter that has the packages of a requirements file.
 #
 # In this order: $PYTHON, the active environment (or, in a container, the system's python3), and .venv,

@@ -95,7 +95,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "float16"
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return "bfloat16"
     return "float32"
 

@@ -90,12 +90,13 @@ class FaceDetector:
             return [[] for _ in batch]
         with torch.inference_mode():
             found = zip(*self.mtcnn.detect(batch, landmarks=True), strict=True)
-        return [
-            []
-            if boxes is None
-            else [
-                Face(box * np.tile(ratio, 2), float(probability), points_of_face * ratio)
-                for box, probability, points_of_face in zip(boxes, probabilities, points, strict=True)
-            ]
-            for boxes, probabilities, points in found
-        ]
+        faces = []
+        for boxes, probabilities, points in found:
+            if boxes is None:
+                faces.append([])
+                continue
+            # MTCNN's arrays are of objects where all frames of a batch have as many faces.
+            boxes = boxes.astype(np.float32) * np.tile(ratio, 2)
+            points = points.astype(np.float32) * ratio
+            faces.append([Face(*face) for face in zip(boxes, map(float, probabilities), points, strict=True)])
+        return faces

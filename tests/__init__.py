@@ -1,0 +1,1 @@
+"""Tests, and what they and the demo are made of."""

@@ -1,0 +1,58 @@
+"""Small H.264 clips made from scikit-image's pictures: python -m tests.clips FOLDER writes the demo's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from skimage.data import astronaut, coffee
+
+
+def moving(picture: np.ndarray, frames: int, width: int, height: int, zoom: float = 1.0) -> Iterator[np.ndarray]:
+    """A camera that circles over a picture: RGB uint8 (height, width, 3) frames. Black beyond the picture."""
+    rows, columns = picture.shape[:2]
+    for angle in np.linspace(0, 2 * np.pi, frames, endpoint=False):
+        shift = np.array([np.cos(angle), np.sin(angle)]) * 0.04 * min(width, height)
+        corner = np.array([width - columns * zoom, height - rows * zoom]) / 2 + shift
+        place = np.array([[zoom, 0, corner[0]], [0, zoom, corner[1]]])
+        yield cv2.warpAffine(picture, place, (width, height), flags=cv2.INTER_LINEAR)
+
+
+def write_clip(path: str | Path, frames: Iterable[np.ndarray], codec: str = "libx264", **options: str) -> Path:
+    """Write frames at 25 a second; `options` are the encoder's. The header stands before the frames."""
+    with av.open(
+        str(path), "w", options={"movflags": "faststart"} if str(path).endswith((".mp4", ".mov")) else {}
+    ) as container:
+        stream = None
+        for image in frames:
+            if stream is None:
+                stream = container.add_stream(codec, rate=25, options={"crf": "18", **options})
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return Path(path)
+
+
+def face_clip(path: str | Path, frames: int = 40, width: int = 480, height: int = 360, **options: str) -> Path:
+    """A clip of the astronaut Eileen Collins' portrait, one face in each frame."""
+    return write_clip(path, moving(astronaut(), frames, width, height, min(width, height) / 400), **options)
+
+
+def faceless_clip(path: str | Path, frames: int = 40, width: int = 480, height: int = 360) -> Path:
+    """A clip of a cup of coffee."""
+    return write_clip(path, moving(coffee(), frames, width, height))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    face_clip(folder / "astronaut.mp4", 100, 960, 720)
+    face_clip(folder / "astronaut_portrait.mp4", 60, 360, 640)
+    faceless_clip(folder / "coffee_no_face.mp4", 60, 640, 480)
