@@ -16,8 +16,8 @@ from preprocessing.crops import MarginCrop, SquareCrop
 from training.tools.checkpoint import load_network
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Crops a forward pass: on a CPU a few fit the cache, more are slower.
-BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 16}
+# Crops a forward pass.
+BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 16}
 
 # A way to make a network's input from a face: which crop, and the side of the square in pixels.
 CropSize = tuple[MarginCrop | SquareCrop, int]

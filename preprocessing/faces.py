@@ -21,8 +21,10 @@ THRESHOLDS = {
 SCALES = ((0, 2.0), (299, 1.0), (1000, 0.5), (1900, 0.33))
 # The smallest face that the detector looks for, in pixels of its input. Smaller inputs hold none.
 MIN_FACE = 20
-# Frames a detector call. On a CPU a few fit the cache; more are slower.
-BATCH = {"cpu": 4, "cuda": 32, "mps": 32}
+# Frames a detector call. A batch lets boxes of different frames share one suppression of overlaps, where ties
+# may fall another way than in a frame alone (1 of 100 boxes moved by some pixels): on a CPU, where a batch
+# saves little, there is none.
+BATCH = {"cpu": 1, "cuda": 32, "mps": 32}
 
 
 class Face(NamedTuple):

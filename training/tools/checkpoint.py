@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -114,12 +115,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            what = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "see torch.load")
-            raise CheckpointError(
-                path, f"refused: it holds more than weights, and reading that could run code ({what})"
-            ) from None
-        raise CheckpointError(path, "not a checkpoint, or damaged; fetch it again") from None
+        call = re.search(r"GLOBAL (\S+)|unrecognized function (\S+)", str(error))
+        if call:
+            what = call[1] or call[2]
+            raise CheckpointError(path, f"refused: it calls {what} when read, weights alone do not") from None
+        raise CheckpointError(path, "damaged or not a checkpoint; fetch it again") from None
     except Exception as error:  # noqa: BLE001 torch.load raises whatever its parsers meet in a damaged file
         raise CheckpointError(
             path, f"cut off, damaged or not a checkpoint ({type(error).__name__}); fetch it again"

@@ -1,0 +1,32 @@
+# The container of the shell scripts:
+#     docker build -t df .
+#     docker run --gpus all --ipc=host --rm -v DATA_ROOT:/dataset -it df
+# PyTorch's wheels bring CUDA 13 libraries of their own; the base image needs to match their major version only.
+# NVIDIA apex (its fused optimizers) has to be compiled: --build-arg FLAVOUR=devel --build-arg APEX=1
+ARG FLAVOUR=base
+FROM nvidia/cuda:13.0.1-${FLAVOUR}-ubuntu24.04
+
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends bsdextrautils ca-certificates curl git python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+# An environment of its own, first on the path: the scripts find it as python3 and use it as it is.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+COPY requirements.txt /tmp/requirements.txt
+RUN python3 -m venv /opt/venv \
+    && pip install --no-cache-dir --requirement /tmp/requirements.txt
+
+ARG APEX=0
+# hadolint ignore=DL3013
+RUN if [ "$APEX" = 1 ]; then \
+        pip install --no-cache-dir setuptools wheel packaging ninja \
+        && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 \
+           pip install --no-cache-dir --no-build-isolation "apex @ git+https://github.com/NVIDIA/apex"; \
+    fi
+
+RUN useradd --create-home --uid 1234 df
+COPY --chown=df:df . /home/df/project
+USER 1234
+WORKDIR /home/df/project
+CMD ["bash"]

@@ -1,0 +1,1 @@
+"""One script a claim in the README; each prints a ratio measured in one run."""
