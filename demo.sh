@@ -5,8 +5,9 @@ if [ $# -gt 1 ]; then
     echo "usage: $0 [FOLDER]    (default: demo/)" >&2
     exit 2
 fi
+mkdir -p "${1:-$(dirname "$0")/demo}"
+folder=$(cd "${1:-$(dirname "$0")/demo}" && pwd)
 cd "$(dirname "$0")"
-folder=${1:-demo}
 . ./environment.sh
 use_python "$PWD/requirements.txt"
 "$PYTHON" -m tests.clips "$folder/videos"

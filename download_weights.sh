@@ -19,21 +19,21 @@ use_python "$root/requirements.txt"
 
 # Whether a file is a released checkpoint; says what is wrong with it where it is not.
 sound() {
-    (cd "$root" && "$PYTHON" -m training.tools.checkpoint --released "$1")
+    PYTHONPATH=$root "$PYTHON" -m training.tools.checkpoint --released "$1"
 }
 
 # Fetch one file to NAME.part, going on from what is there.
 fetch() {
-    local name=$1 part=$folder/$1.part attempt code
+    local name=$1 part=$folder/$1.part attempt code status
     for attempt in 1 2 3 4 5; do
-        if code=$(curl --fail --location --progress-bar --write-out '%{http_code}' \
-            --continue-at - --output "$part" "$url/$name"); then
-            return 0
-        fi
-        case $code in
-            416) return 0 ;; # nothing is left to fetch
-            404) echo "$url/$name: no such file; set WEIGHTS_URL to a place that has it" >&2; return 1 ;;
-            200) rm -f "$part" ;; # this server cannot go on in the middle
+        status=0
+        code=$(curl --fail --location --progress-bar --write-out '%{http_code}' \
+            --connect-timeout 30 --speed-limit 1000 --speed-time 60 \
+            --continue-at - --output "$part" "$url/$name") || status=$?
+        case $status:$code in
+            0:* | *:416) return 0 ;; # 416: nothing is left to fetch
+            *:404) echo "$url/$name: no such file; set WEIGHTS_URL to a place that has it" >&2; return 1 ;;
+            33:*) rm -f "$part" ;; # this server cannot go on in the middle
         esac
         echo "$name: broken off (attempt $attempt of 5)" >&2
         sleep "${RETRY_SECONDS:-5}"

@@ -5,14 +5,17 @@
 # which is made, or completed, if none of them has the packages.
 
 use_python() {
-    local requirements=$1 root venv
-    root=$(dirname "$requirements")
-    venv=$root/.venv
+    local requirements=$1 venv
+    venv=$(dirname "$requirements")/.venv
     if [ -n "${PYTHON:-}" ]; then
         _has_packages "$PYTHON" "$requirements" || {
-            echo "PYTHON=$PYTHON lacks packages of $requirements; install them there, or unset PYTHON" >&2
+            echo "PYTHON=$PYTHON lacks what $requirements asks for; install it there, or unset PYTHON" >&2
             return 2
         }
+        PYTHON=$(command -v "$PYTHON")
+        case $PYTHON in
+            */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;;
+        esac
         return 0
     fi
     for PYTHON in python3 "$venv/bin/python"; do
@@ -21,8 +24,15 @@ use_python() {
         fi
     done
     echo "installing the packages of $requirements into $venv (once; PyTorch takes several GB)" >&2
-    [ -x "$PYTHON" ] || python3 -m venv "$venv"
+    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+            echo "Python 3.11 or later is needed; make the environment with one (python3.12 -m venv $venv), then run this again" >&2
+            return 2
+        }
+        python3 -m venv --clear "$venv"
+    fi
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$requirements" >&2
+    _has_packages "$PYTHON" "$requirements"
 }
 
 _has_packages() {

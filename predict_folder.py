@@ -29,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from inference.aggregation import STRATEGIES
 from inference.allocator import keep_freed_memory
 from inference.ensemble import PRECISIONS, DeviceError, Ensemble, ScoreError
-from inference.journal import Journal, write_whole
+from inference.journal import Journal, stamp_of, write_whole
 from inference.predictor import FRAMES, Predictor
 from preprocessing.faces import FaceDetector
 from preprocessing.video import VIDEO_SUFFIXES
@@ -37,6 +37,7 @@ from training.tools.checkpoint import CheckpointError
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "weights" / "default_lite0.pt"
+STATUSES = ("ok", "no_face", "unreadable")
 
 log = logging.getLogger("predict_folder")
 
@@ -80,8 +81,8 @@ def main(args: argparse.Namespace) -> int:
         log.info("skipped, not videos: %s", _some(others))
     if not videos:
         raise UsageError(f"{args.test_dir}: holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    for path in filter(None, (args.output, args.details)):
-        check_writable(path)
+    journal_path = args.output.with_name(f"{args.output.name}.progress.jsonl")
+    check_results([args.output, journal_path, *([args.details] if args.details else [])], videos)
     checkpoints = find_checkpoints(args.models, args.weights_dir)
 
     ensemble = Ensemble(checkpoints, args.device, args.precision)
@@ -97,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
         "strategy": args.strategy,
         "detector_scale": args.detector_scale,
     }
-    journal = Journal(args.output.with_name(f"{args.output.name}.progress.jsonl"), settings, args.overwrite)
+    journal = Journal(journal_path, settings, args.overwrite)
     if journal.changed:
         log.info("starting afresh: another %s than in the earlier run", ", ".join(journal.changed))
     log.info("%d videos, %s on %s in %s", len(videos), _some(ensemble.names), ensemble.device, ensemble.precision)
@@ -123,7 +124,7 @@ def find_videos(place: Path) -> tuple[dict[str, Path], list[str]]:
         return {place.name: place}, []
     if not place.is_dir():
         raise UsageError(f"{place}: no such file or folder")
-    files = {path.relative_to(place).as_posix(): path for path in _files_under(place)}
+    files = {path.relative_to(place).as_posix(): path for path in _files_under(place, set())}
     videos = {name: files[name] for name in sorted(files) if files[name].suffix.lower() in VIDEO_SUFFIXES}
     return videos, sorted(files.keys() - videos.keys())
 
@@ -142,27 +143,32 @@ def find_checkpoints(models: list[str] | None, weights_dir: Path) -> list[Path]:
     return paths
 
 
-def check_writable(path: Path) -> None:
-    """Find out before the work, not after it, that a result cannot be written."""
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path.parent}: cannot be made ({error.strerror})") from None
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path.parent}: is not writable; name another place")
+def check_results(results: list[Path], videos: dict[str, Path]) -> None:
+    """Find out before the work, not after it, that a result cannot be written, or would overwrite something else."""
+    inputs = {path.resolve() for path in videos.values()}
+    for number, path in enumerate(results):
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is not a file (a folder, perhaps); name a file")
+        if path.resolve() in inputs | {other.resolve() for other in results[:number]}:
+            raise UsageError(f"{path}: would overwrite one of the videos or another result; name another file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{path.parent}: cannot be made ({error.strerror})") from None
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{path.parent}: is not writable; name another place")
 
 
 def score(videos: dict[str, Path], predictor: Predictor, journal: Journal) -> list[dict]:
     """The records of all videos, in order: those of an earlier run and the new ones, which are journalled."""
-    records = {name: journal.finished(name, path) for name, path in videos.items()}
+    stamps = {name: stamp_of(path) for name, path in videos.items()}
+    records = {name: journal.finished(name, stamp) for name, stamp in stamps.items()}
     names = [name for name, record in records.items() if record is None]
     if len(names) < len(videos):
         log.info("%d of %d were done in an earlier run", len(videos) - len(names), len(videos))
     with tqdm(total=len(videos), initial=len(videos) - len(names), unit="video") as bar:
         for name, result in zip(names, predictor.predict(videos[name] for name in names), strict=True):
-            records[name] = journal.add(name, result)
+            records[name] = journal.add(name, stamps[name], result)
             if result.status != "ok":
                 log.warning("%s: %s", name, result.message.removeprefix(f"{result.path}: "))
             bar.update()
@@ -176,13 +182,16 @@ def summary(records: list[dict]) -> str:
     return ", ".join(parts) + (f": {_some(names['unreadable'])}" if names["unreadable"] else "")
 
 
-STATUSES = ("ok", "no_face", "unreadable")
-
-
-def _files_under(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            yield Path(parent, name)
+def _files_under(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """All files (and links that lead nowhere) below a folder; through links to folders too, but each folder once."""
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files_under(path, seen)
+        elif path.is_file() or path.is_symlink():
+            yield path
 
 
 def _some(names: list[str], limit: int = 10) -> str:
@@ -213,6 +222,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with logging_redirect_tqdm():
@@ -224,7 +234,7 @@ if __name__ == "__main__":
         log.error("error: the device's memory does not suffice; lower --batch-size, or take --device cpu")
         status = 2
     except OSError as error:
-        log.error("error: %s: %s", error.filename, error.strerror)
+        log.error("error: %s", error)
         status = 2
     except KeyboardInterrupt:
         log.error("stopped; the same command takes up where this run was")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Score a folder of videos with the seven released checkpoints (./download_weights.sh fetches them):
+# Score a folder of videos with the seven released checkpoints (./download_weights.sh fetches them), at the
+# detector scale that they were made with:
 #     ./predict_submission.sh VIDEO_FOLDER submission.csv [further options of predict_folder.py]
 set -euo pipefail
 if [ $# -lt 2 ]; then
@@ -15,4 +16,5 @@ while read -r name; do
 done < "$root/configs/released_checkpoints.txt"
 videos=$1 output=$2
 shift 2
-exec "$PYTHON" "$root/predict_folder.py" --test-dir "$videos" --output "$output" --models "${models[@]}" "$@"
+exec "$PYTHON" "$root/predict_folder.py" --test-dir "$videos" --output "$output" --models "${models[@]}" \
+    --detector-scale 0.5 "$@"

@@ -33,7 +33,8 @@ def main() -> None:
                 os.link(clip, videos / f"{number}.mp4")
             command = [sys.executable, "predict_folder.py", "--test-dir", str(videos)]
             subprocess.run([*command, "--output", f"{folder}/{count}.csv"], check=True)
-            peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20)
+            unit = 2**30 if sys.platform == "darwin" else 2**20
+            peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
             print(f"{count} clips of 1080p: peak {peaks[-1]:.2f} GiB")
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
 

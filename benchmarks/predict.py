@@ -49,7 +49,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         args.models = args.models or [released_shape(Path(folder) / "b7")]
-        runs = {name: [in_a_process(name, args) for _ in range(args.repeat)] for name in ("plain", "ours")}
+        runs = {"plain": [], "ours": []}
+        for _ in range(args.repeat):
+            for name, results in runs.items():
+                results.append(in_a_process(name, args))
     report(runs)
 
 

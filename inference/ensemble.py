@@ -43,6 +43,7 @@ class Ensemble:
     def __init__(self, paths: Sequence[str | Path], device: str = "auto", precision: str = "auto"):
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: for speed there is float16
         self.names = _unique([Path(path).name.removesuffix(".pt") for path in paths])
         self.networks, self.recipes = [], []
         for path in paths:
@@ -67,10 +68,10 @@ class Ensemble:
             logits = network(self._normalised(pixels[recipe.crop, recipe.size], recipe.mean, recipe.std))
             if isinstance(logits, tuple):  # networks that draw a mask as well
                 logits = logits[0]
-            scores = logits[:, 0].float().sigmoid().cpu().numpy()
-            if not np.isfinite(scores).all():
+            logits = logits[:, 0].float()
+            if not logits.isfinite().all():
                 raise ScoreError(f"{name} gives no finite score in {self.precision}; use --precision float32")
-            columns.append(scores)
+            columns.append(logits.sigmoid().cpu().numpy())
         return np.stack(columns, axis=1)
 
     def _normalised(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -95,7 +96,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "float16"
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
         return "bfloat16"
     return "float32"
 

@@ -137,6 +137,7 @@ class Predictor:
         except Exception as error:
             log.exception("%s", job.path)
             job.error = f"{job.path}: face detection failed ({error!r})"
+            job.faces = []
         job.frames, job.shrunk = [], []
         job.seconds += time.perf_counter() - start
         return job
@@ -161,14 +162,17 @@ class Predictor:
             faces.extend((job, number) for number in range(len(job.faces)))
             while len(faces) >= self.batch_size:
                 self._score([faces.popleft() for _ in range(self.batch_size)])
+            if len(unanswered) > self.batch_size:  # faces too few to fill a batch hold up no more clips than that
+                self._score([faces.popleft() for _ in range(len(faces))])
             while unanswered and unanswered[0].finished:
                 yield self._answer(unanswered.popleft())
-        if faces:
-            self._score(list(faces))
+        self._score(list(faces))
         yield from map(self._answer, unanswered)
 
     def _score(self, faces: list[tuple[_Job, int]]) -> None:
         """Score a batch of faces, each a job and the face's number in it, and hand the scores to the jobs."""
+        if not faces:
+            return
         start = time.perf_counter()
         batch = {way: np.stack([job.crops[way][number] for job, number in faces]) for way in self.ensemble.inputs}
         for (job, _), scores in zip(faces, self.ensemble.score(batch), strict=True):

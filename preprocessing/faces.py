@@ -24,7 +24,7 @@ MIN_FACE = 20
 # Frames a detector call. A batch lets boxes of different frames share one suppression of overlaps, where ties
 # may fall another way than in a frame alone (1 of 100 boxes moved by some pixels): on a CPU, where a batch
 # saves little, there is none.
-BATCH = {"cpu": 1, "cuda": 32, "mps": 32}
+BATCH = {"cpu": 1, "cuda": 32}
 
 
 class Face(NamedTuple):
@@ -49,7 +49,8 @@ class FaceDetector:
     """MTCNN on a device, with a preset of THRESHOLDS and either the scale rule or a constant `scale`."""
 
     def __init__(self, preset: str = "inference", device: str | torch.device = "cpu", scale: float | None = None):
-        self.device = torch.device(device)
+        # MTCNN's pooling to sizes that do not divide is not there on Apple's GPUs.
+        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.scale = scale
         self.batch = BATCH.get(self.device.type, 1)
         self.mtcnn = MTCNN(

@@ -61,8 +61,9 @@ def test_pretrained_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def no_download(*_args, **_options):
         raise AssertionError("a download was tried")
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", no_download)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_download)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", no_download)
+    with pytest.raises(AssertionError, match="a download was tried"):
+        build_network("DeepFakeClassifier", "tf_efficientnet_b0_ns", pretrained=True)
     save_checkpoint(tmp_path / "ours.pt", lite0_state, LITE0)
     load_network(tmp_path / "ours.pt")
 

@@ -60,10 +60,11 @@ def test_network_that_draws_a_mask(tmp_path: Path, squares: np.ndarray):
     assert np.isfinite(scores).all()
 
 
-def test_no_number_is_no_score(tmp_path: Path, squares: np.ndarray):
-    """Weights that float16 cannot hold."""
+@pytest.mark.parametrize("value", [1e8, -1e5])
+def test_no_number_is_no_score(tmp_path: Path, squares: np.ndarray, value: float):
+    """A bias that float16 cannot hold: the logit is infinite, though its sigmoid is a number."""
     state = golden.fill(build_network("DeepFakeClassifier", "tf_efficientnet_lite0")).state_dict()
-    state["fc.weight"] = state["fc.weight"] * 1e8
+    state["fc.bias"] = torch.tensor([value])
     save_checkpoint(tmp_path / "huge.pt", state, LITE0)
     with pytest.raises(ScoreError, match="huge gives no finite score in float16; use --precision float32"):
         Ensemble([tmp_path / "huge.pt"], "cpu", "float16").score({(LITE0.crop, 224): squares[:1, :224, :224]})
@@ -74,7 +75,7 @@ def test_choices(monkeypatch: pytest.MonkeyPatch):
     assert choose_precision("auto", torch.device("cuda")) == "float16"
     assert choose_precision("auto", torch.device("mps")) == "float32"
     for native, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda native=native: {"avx512_bf16": native})
         assert choose_precision("auto", torch.device("cpu")) == expected
     for device in ("cuda:99", "toaster"):
         with pytest.raises(DeviceError, match=f"no device '{device}'"):
@@ -88,3 +89,10 @@ def test_gpu_gives_the_cpus_scores(b7: Path, squares: np.ndarray, precision: str
         Ensemble([b7], *where).score({WAY: squares}) for where in (("cuda", precision), ("cpu", "float32"))
     )
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-3 if precision == "float32" else 0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_batch_changes_nothing(b7: Path, squares: np.ndarray):
+    ensemble = Ensemble([b7], "cuda", "float32")
+    alone = np.concatenate([ensemble.score({WAY: squares[i : i + 1]}) for i in range(len(squares))])
+    np.testing.assert_allclose(ensemble.score({WAY: squares}), alone, atol=1e-5)

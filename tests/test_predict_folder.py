@@ -46,7 +46,7 @@ def run(videos: Path, output: Path, *options: str | Path, cwd: Path | None = Non
 
 
 def table(path: Path) -> dict[str, float]:
-    rows = list(csv.reader(io.StringIO(path.read_text())))
+    rows = list(csv.reader(io.StringIO(path.read_text(errors="surrogateescape"))))
     assert rows[0] == ["filename", "label"]
     assert [row[0] for row in rows[1:]] == sorted(row[0] for row in rows[1:])
     return {name: float(label) for name, label in rows[1:]}
@@ -76,6 +76,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "deeper").mkdir()
     clips.face_clip(folder / "deeper" / "m_below.avi", 8)
     (folder / "metadata.json").write_text("{}")
+    (folder / "deeper" / "round").symlink_to(folder)
+    (folder / "n_gone.mp4").symlink_to(folder / "nowhere.mp4")
+    (folder / os.fsdecode(b"o_\xff.mp4")).write_bytes(data)
     return folder
 
 
@@ -104,9 +107,12 @@ def test_statuses(scored):
         'j it\'s "quoted", and spaced.mkv': "ok",
         "k_half.mp4": "ok",
         "l_tiny.mp4": "no_face",
+        "n_gone.mp4": "unreadable",
+        "o_\udcff.mp4": "ok",
     }
     assert set(rows) == set(status)
-    assert "8 ok, 2 no face, 3 unreadable: b_truncated.mp4, c_empty.mp4, d_text.mp4" in finished.stdout
+    bad = "b_truncated.mp4, c_empty.mp4, d_text.mp4, n_gone.mp4"
+    assert f"9 ok, 2 no face, 4 unreadable: {bad}" in finished.stdout
     assert "metadata.json" in finished.stderr
     assert "Traceback" not in finished.stderr
     for name, record in records.items():
@@ -165,8 +171,9 @@ def test_reduced_precision(scored, folder: Path, tmp_path: Path, precision: str)
 def test_killed_and_taken_up(tmp_path: Path, face_video: Path):
     videos = tmp_path / "videos"
     videos.mkdir()
+    others = [clips.face_clip(tmp_path / f"{size}.mp4", 8, size, size) for size in (200, 260)]
     for number in range(12):
-        shutil.copy(face_video, videos / f"{number:02}.mp4")
+        shutil.copy((face_video, *others)[number % 3], videos / f"{number:02}.mp4")
     (videos / "05.mp4").write_bytes(b"junk")
     out, straight = tmp_path / "s.csv", tmp_path / "straight.csv"
     arguments = ("--test-dir", videos, "--output", out, "--details", tmp_path / "d.jsonl", *FAST)
@@ -238,12 +245,22 @@ def test_more_faces_than_a_batch_all_count(tmp_path: Path):
     assert counts.min() >= 4
 
 
+def test_odd_journal_is_no_hindrance(tmp_path: Path, face_video: Path):
+    journal = tmp_path / "s.csv.progress.jsonl"
+    for content in (b"123\n", b"[]\n{}\n", b'{"settings": 5}\n', b"\xff\xfe\n", b""):
+        journal.write_bytes(content)
+        assert run(face_video, tmp_path / "s.csv", *FAST).returncode == 0
+        assert len(journal.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--test-dir", "{tmp}/none", "--output", "{tmp}/s.csv"), "none: no such file or folder"),
         (("--test-dir", "{tmp}/bare", "--output", "{tmp}/s.csv"), "bare: holds no video"),
-        (("--test-dir", "{clip}", "--output", "{tmp}/bare"), "bare: is a folder"),
+        (("--test-dir", "{clip}", "--output", "{tmp}/bare"), "bare: is not a file"),
+        (("--test-dir", "{clip}", "--output", "{clip}"), "would overwrite"),
+        (("--test-dir", "{clip}", "--output", "{tmp}/s.csv", "--details", "{tmp}/s.csv"), "would overwrite"),
         (("--test-dir", "{clip}", "--output", "{clip}/s.csv"), "cannot be made"),
         (("--test-dir", "{clip}", "--output", "{tmp}/s.csv", "--models", "nope"), "download_weights.sh"),
         (("--test-dir", "{clip}", "--output", "{tmp}/s.csv", "--device", "toaster"), "no device 'toaster'"),
@@ -272,7 +289,7 @@ def test_wrong_usage(tmp_path: Path, face_video: Path, arguments: tuple, message
 def test_breakdown_is_not_a_score(tmp_path: Path, face_video: Path):
     """A network that gives no number ends the run with an error; no cell of a CSV is empty."""
     state = golden.fill(build_network("DeepFakeClassifier", "tf_efficientnet_lite0")).state_dict()
-    state["fc.weight"] = state["fc.weight"] * 1e8
+    state["fc.bias"] = torch.tensor([1e6])
     save_checkpoint(tmp_path / "huge.pt", state, LITE0)
     models = ("--models", tmp_path / "huge.pt", "--frames", "1", "--device", "cpu")
     finished = run(face_video, tmp_path / "s.csv", *models, "--precision", "float16")

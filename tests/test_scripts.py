@@ -65,12 +65,14 @@ class Release(BaseHTTPRequestHandler):
 
     content: bytes
     asked: Counter
+    starts: dict[str, list[int]]
 
     def do_GET(self):
         name = self.path.rpartition("/")[2]
         self.asked[name] += 1
         content = self.content[: len(self.content) // 3] if name == NAMES[2] else self.content
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        self.starts.setdefault(name, []).append(start)
         if name == NAMES[1]:
             return self.send_error(404)
         if start >= len(content):
@@ -90,16 +92,17 @@ class Release(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def release(b7: Path) -> Iterator[tuple[str, Counter]]:
-    handler = type("Handler", (Release,), {"content": b7.read_bytes(), "asked": Counter()})
+def release(b7: Path) -> Iterator[tuple[str, type[Release]]]:
+    handler = type("Handler", (Release,), {"content": b7.read_bytes(), "asked": Counter(), "starts": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/download", handler.asked
+    yield f"http://127.0.0.1:{server.server_port}/download", handler
     server.shutdown()
 
 
-def test_download(release: tuple[str, Counter], b7: Path, tmp_path: Path):
-    url, asked = release
+def test_download(release: tuple[str, type[Release]], b7: Path, tmp_path: Path):
+    url, handler = release
+    asked = handler.asked
     broken_off, absent, truncated, *others = NAMES
     for name in others[:3]:
         (tmp_path / name).symlink_to(b7)
@@ -112,6 +115,7 @@ def test_download(release: tuple[str, Counter], b7: Path, tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {broken_off, *others}
     assert (tmp_path / broken_off).read_bytes() == b7.read_bytes()
     assert asked == {broken_off: 3, absent: 1, truncated: 1, others[3]: 1}
+    assert handler.starts[broken_off] == [0, 20_000_000, 40_000_000]
 
     # what another run left behind: a part to go on with, and one that only has to get its name
     (tmp_path / broken_off).unlink()
@@ -121,6 +125,7 @@ def test_download(release: tuple[str, Counter], b7: Path, tmp_path: Path):
     script("download_weights.sh", tmp_path, WEIGHTS_URL=url, RETRY_SECONDS="0")
     for name in (broken_off, *others):
         assert (tmp_path / name).read_bytes() == b7.read_bytes()
+    assert handler.starts[broken_off][3:] == [200_000_000]
     assert asked[others[1]] == 0  # sound: not asked for again
 
 

@@ -125,7 +125,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             path, f"cut off, damaged or not a checkpoint ({type(error).__name__}); fetch it again"
         ) from None
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
+    ):
         raise CheckpointError(path, "holds no weights under `state_dict`; it is of another program")
     return checkpoint
 
