@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,17 +26,22 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from inference.aggregation import STRATEGIES
-from inference.allocator import keep_freed_memory
-from inference.ensemble import PRECISIONS, DeviceError, Ensemble, ScoreError
-from inference.journal import Journal, stamp_of, write_whole
-from inference.predictor import FRAMES, Predictor
+from inference.ensemble import PRECISIONS, Ensemble, ScoreError
+from inference.predictor import FRAMES, Predictor, VideoScore
+from preprocessing.allocator import keep_freed_memory
+from preprocessing.command import detector_scale, positive, some
+from preprocessing.device import DeviceError
 from preprocessing.faces import FaceDetector
+from preprocessing.journal import Journal, stamp_of
+from preprocessing.output import OutputError, make_folder, write_whole
 from preprocessing.video import VIDEO_SUFFIXES
 from training.tools.checkpoint import CheckpointError
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "weights" / "default_lite0.pt"
 STATUSES = ("ok", "no_face", "unreadable")
+# To be raised when a change of the code changes scores or records, so that old ones are not mixed with new ones.
+VERSION = 2
 
 log = logging.getLogger("predict_folder")
 
@@ -56,11 +60,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", metavar="CHECKPOINT", help="files, or names in --weights-dir")
     parser.add_argument("--weights-dir", type=Path, default=ROOT / "weights", help="where checkpoints are looked up")
     method = parser.add_argument_group("method")
-    method.add_argument("--frames", type=_positive, default=FRAMES, help="frames looked at, spread over the clip")
+    method.add_argument("--frames", type=positive, default=FRAMES, help="frames looked at, spread over the clip")
     method.add_argument("--strategy", choices=STRATEGIES, default="confident", help="from face scores to a video's")
     method.add_argument(
         "--detector-scale",
-        type=_scale,
+        type=detector_scale,
         default="auto",
         help="scale of the face detector's input: auto (by the frame's size) or a number; "
         "the released checkpoints were made with 0.5",
@@ -68,8 +72,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     machine.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="of the classifiers")
-    machine.add_argument("--batch-size", type=_positive, help="faces a forward pass (default: by device)")
-    machine.add_argument("--workers", type=_positive, help="clips decoded at once (default: by cores)")
+    machine.add_argument("--batch-size", type=positive, help="faces a forward pass (default: by device)")
+    machine.add_argument("--workers", type=positive, help="clips decoded at once (default: by cores)")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever an earlier run has done")
     return parser
 
@@ -78,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     keep_freed_memory()
     videos, others = find_videos(args.test_dir)
     if others:
-        log.info("skipped, not videos: %s", _some(others))
+        log.info("skipped, not videos: %s", some(others))
     if not videos:
         raise UsageError(f"{args.test_dir}: holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
     journal_path = args.output.with_name(f"{args.output.name}.progress.jsonl")
@@ -90,6 +94,7 @@ def main(args: argparse.Namespace) -> int:
     detector = FaceDetector("inference", ensemble.device, scale)
     predictor = Predictor(ensemble, detector, args.strategy, args.frames, args.workers, args.batch_size)
     settings = {
+        "version": VERSION,
         "models": [_sha256(path) for path in checkpoints],
         "names": ensemble.names,
         "device": ensemble.device.type,
@@ -101,7 +106,7 @@ def main(args: argparse.Namespace) -> int:
     journal = Journal(journal_path, settings, args.overwrite)
     if journal.changed:
         log.info("starting afresh: another %s than in the earlier run", ", ".join(journal.changed))
-    log.info("%d videos, %s on %s in %s", len(videos), _some(ensemble.names), ensemble.device, ensemble.precision)
+    log.info("%d videos, %s on %s in %s", len(videos), some(ensemble.names), ensemble.device, ensemble.precision)
 
     records = score(videos, predictor, journal)
     table = io.StringIO()
@@ -151,12 +156,7 @@ def check_results(results: list[Path], videos: dict[str, Path]) -> None:
             raise UsageError(f"{path}: is not a file (a folder, perhaps); name a file")
         if path.resolve() in inputs | {other.resolve() for other in results[:number]}:
             raise UsageError(f"{path}: would overwrite one of the videos or another result; name another file")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{path.parent}: cannot be made ({error.strerror})") from None
-        if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"{path.parent}: is not writable; name another place")
+        make_folder(path.parent)
 
 
 def score(videos: dict[str, Path], predictor: Predictor, journal: Journal) -> list[dict]:
@@ -168,18 +168,33 @@ def score(videos: dict[str, Path], predictor: Predictor, journal: Journal) -> li
         log.info("%d of %d were done in an earlier run", len(videos) - len(names), len(videos))
     with tqdm(total=len(videos), initial=len(videos) - len(names), unit="video") as bar:
         for name, result in zip(names, predictor.predict(videos[name] for name in names), strict=True):
-            records[name] = journal.add(name, stamps[name], result)
+            records[name] = record_of(name, result)
             if result.status != "ok":
                 log.warning("%s: %s", name, result.message.removeprefix(f"{result.path}: "))
+            if result.status != "unreadable":  # those are tried again
+                journal.add(name, stamps[name], records[name])
             bar.update()
     return list(records.values())
+
+
+def record_of(name: str, result: VideoScore) -> dict:
+    """A video's line of --details, which the journal keeps."""
+    return {
+        "filename": name,
+        "status": result.status,
+        "message": result.message,
+        "score": result.score,
+        "frames": result.frames,
+        "faces": result.faces,
+        "seconds": result.seconds,
+    }
 
 
 def summary(records: list[dict]) -> str:
     """One line: how many videos ended how, with the names of those that could not be read."""
     names = {status: [r["filename"] for r in records if r["status"] == status] for status in STATUSES}
     parts = [f"{len(names[status])} {status.replace('_', ' ')}" for status in STATUSES if names[status]]
-    return ", ".join(parts) + (f": {_some(names['unreadable'])}" if names["unreadable"] else "")
+    return ", ".join(parts) + (f": {some(names['unreadable'])}" if names["unreadable"] else "")
 
 
 def _files_under(folder: Path, seen: set[Path]) -> Iterator[Path]:
@@ -194,27 +209,9 @@ def _files_under(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield path
 
 
-def _some(names: list[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return int(text)
-
-
-def _scale(text: str) -> float | str:
-    if text == "auto":
-        return text
-    if not 0 < float(text) <= 4:
-        raise argparse.ArgumentTypeError(f"{text} is not auto or a number above 0 and up to 4")
-    return float(text)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -227,7 +224,7 @@ if __name__ == "__main__":
     try:
         with logging_redirect_tqdm():
             status = main(get_args_parser().parse_args())
-    except (UsageError, CheckpointError, DeviceError, ScoreError) as error:
+    except (UsageError, CheckpointError, DeviceError, OutputError, ScoreError) as error:
         log.error("error: %s", error)
         status = 2
     except torch.OutOfMemoryError:

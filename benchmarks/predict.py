@@ -25,10 +25,11 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 
 from inference.aggregation import confident_strategy
-from inference.allocator import keep_freed_memory
-from inference.ensemble import Ensemble, choose_device
+from inference.ensemble import Ensemble
 from inference.predictor import FRAMES, Predictor
+from preprocessing.allocator import keep_freed_memory
 from preprocessing.crops import center_in_square, cut, resize_longer_side
+from preprocessing.device import choose_device
 from preprocessing.faces import THRESHOLDS, FaceDetector, detector_scale
 from preprocessing.video import sample_frames
 from training.tools.checkpoint import load_network

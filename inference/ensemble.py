@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from preprocessing.crops import MarginCrop, SquareCrop
+from preprocessing.device import choose_device
 from training.tools.checkpoint import load_network
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -23,10 +24,6 @@ BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 16}
 
 # A way to make a network's input from a face: which crop, and the side of the square in pixels.
 CropSize = tuple[MarginCrop | SquareCrop, int]
-
-
-class DeviceError(Exception):
-    """A device that is not there."""
 
 
 class ScoreError(Exception):
@@ -82,16 +79,6 @@ class Ensemble:
         """(n, size, size, 3) uint8 -> (n, 3, size, size) float32, channels last in memory."""
         mean, std = (torch.tensor(values, device=self.device) for values in (mean, std))
         return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is a CUDA GPU, else Apple's, else the CPU. Raises DeviceError for one that is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError):
-        raise DeviceError(f"PyTorch can use no device {device!r} on this machine; take --device auto") from None
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

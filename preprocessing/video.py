@@ -16,15 +16,20 @@ import av
 import numpy as np
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm"})
+# Preprocessing uses every 10th frame.
+FRAME_STEP = 10
+# Frames a second where a file does not tell.
+DEFAULT_RATE = 25
 
 log = logging.getLogger(__name__)
 
 
 class VideoError(Exception):
-    """A clip that cannot be read. The message names the file and says what is wrong with it."""
+    """A clip that cannot be read. The message names the file and says what is wrong; status: unreadable or missing."""
 
-    def __init__(self, path: str | Path, reason: str):
+    def __init__(self, path: str | Path, reason: str, status: str = "unreadable"):
         super().__init__(f"{path}: {reason}")
+        self.status = status
 
 
 class Frame(NamedTuple):
@@ -47,7 +52,8 @@ class Clip:
 
     `packets` are in decoding order. `total` is the number of frames that are shown, `number` gives the
     index of each by its presentation time; it is None where a container stores none to rely on (AVI),
-    and frames are numbered as they come.
+    and frames are numbered as they come. `rate` is the number of frames a second, `times` are the
+    frames' seconds since the first, by index.
     """
 
     def __init__(self, path: str | Path):
@@ -55,6 +61,8 @@ class Clip:
         with _open(path) as container:
             self.packets = [Packet(p.pts, p.is_keyframe, not p.is_discard) for p in _demux(container)]
             timed = "avi" not in container.format.name
+            stream = container.streams.video[0]
+            tick, self.rate = stream.time_base, stream.average_rate or DEFAULT_RATE
         times = [packet.time for packet in self.packets if packet.shown]
         if not times:
             raise VideoError(path, "holds no video frames; it is cut off or damaged, fetch it again")
@@ -62,6 +70,11 @@ class Clip:
         if timed and None not in times:
             self.number = {time: index for index, time in enumerate(sorted(set(times)))}
         self.total = len(self.number or times)
+        if self.number:
+            first = next(iter(self.number))
+            self.times = [float((time - first) * tick) for time in self.number]
+        else:
+            self.times = [float(index / self.rate) for index in range(self.total)]
 
     def decode(self, wanted: set[int] | None = None) -> Iterator[tuple[int, av.VideoFrame]]:
         """(index, frame) of at least the wanted frames (None: all) that can be decoded, in display order."""
@@ -134,23 +147,30 @@ def sample_frames(path: str | Path, count: int) -> list[Frame]:
         log.warning("%s: %d of %d frames can be decoded", path, len(decodable), clip.total)
         if not decodable:
             raise VideoError(path, "no frame can be decoded; it is damaged, fetch it again")
-        frames = read_frames(clip, [decodable[i] for i in evenly_spaced(len(decodable), count)], every=True)
+        frames = read_frames(clip, [decodable[i] for i in evenly_spaced(len(decodable), count)])
     return frames
 
 
-def read_frames(clip: Clip, wanted: Iterable[int], every: bool = False) -> list[Frame]:
-    """The frames with the wanted indices, in order; those that cannot be decoded are left out.
+def read_frames(clip: Clip, wanted: Iterable[int]) -> list[Frame]:
+    """The frames with the wanted indices, in order; those that cannot be decoded are left out."""
+    return sorted(iter_frames(clip, wanted))
 
-    Only wanted frames are converted to RGB, and turned upright by the clip's rotation metadata.
-    `every` decodes what no wanted frame needs as well (a damaged clip's keyframes may not be good to start from).
+
+def iter_frames(clip: Clip, wanted: Iterable[int]) -> Iterator[Frame]:
+    """The frames with the wanted indices, one in memory at a time; those that cannot be decoded are left out.
+
+    Only wanted frames are converted to RGB, and turned upright by the clip's rotation metadata. They come in
+    order, but those of a damaged clip that only a second pass reaches (its keyframes may not be good to start
+    from) come last.
     """
-    missing = set(wanted)
-    frames = []
-    for index, frame in clip.decode(None if every else missing.copy()):
-        if index in missing:
-            missing.remove(index)
-            frames.append(Frame(index, _upright_rgb(frame)))
-    return sorted(frames)
+    missing = set(wanted) & set(range(clip.total))
+    for needed in (missing.copy(), None):
+        if not missing:
+            return
+        for index, frame in clip.decode(needed):
+            if index in missing:
+                missing.remove(index)
+                yield Frame(index, _upright_rgb(frame))
 
 
 def _open(path: str | Path) -> av.container.InputContainer:
@@ -158,7 +178,7 @@ def _open(path: str | Path) -> av.container.InputContainer:
     try:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except FileNotFoundError:
-        raise VideoError(path, "no such file") from None
+        raise VideoError(path, "no such file", "missing") from None
     except av.FFmpegError as error:
         if Path(path).is_file() and not Path(path).stat().st_size:
             raise VideoError(path, "is empty (0 bytes); fetch it again") from None
@@ -169,6 +189,7 @@ def _open(path: str | Path) -> av.container.InputContainer:
     if container.streams.video[0].codec_context is None:
         container.close()
         raise VideoError(path, "is in a video codec that this build of FFmpeg cannot decode; re-encode it")
+    container.streams.video[0].codec_context.thread_count = 1  # several clips are decoded at once instead
     return container
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference.allocator import keep_freed_memory
 from inference.ensemble import Ensemble
 from inference.predictor import Predictor
+from preprocessing.allocator import keep_freed_memory
 from preprocessing.faces import FaceDetector
 from preprocessing.video import Clip, read_frames
 from tests import golden

@@ -9,8 +9,9 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from inference.ensemble import DeviceError, Ensemble, ScoreError, choose_device, choose_precision
+from inference.ensemble import Ensemble, ScoreError, choose_precision
 from preprocessing.crops import MarginCrop
+from preprocessing.device import DeviceError, choose_device
 from tests import golden
 from tests.test_checkpoint import LITE0
 from training.tools.checkpoint import Recipe, load_network, save_checkpoint

@@ -187,13 +187,13 @@ def test_killed_and_taken_up(tmp_path: Path, face_video: Path):
     assert not out.exists()
     with journal.open("a") as file:
         file.write('{"video": "11.mp4", "sta')  # killed while it wrote a line
-    done = [json.loads(line)["video"] for line in journal.read_text().splitlines()[1:-1]]
+    done = [json.loads(line)["clip"] for line in journal.read_text().splitlines()[1:-1]]
     assert 3 <= len(done) < 12
 
     resumed = run(videos, out, "--details", tmp_path / "d.jsonl", *FAST)
     assert resumed.returncode == 3
     assert f"{len(done)} of 12 were done in an earlier run" in resumed.stderr
-    lines = [json.loads(line)["video"] for line in journal.read_text().splitlines()[1:]]
+    lines = [json.loads(line)["clip"] for line in journal.read_text().splitlines()[1:]]
     assert sorted(lines) == [f"{number:02}.mp4" for number in range(12) if number != 5]  # each once
     run(videos, straight, *FAST)
     assert out.read_text() == straight.read_text()

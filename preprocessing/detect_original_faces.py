@@ -1,0 +1,87 @@
+"""Stage 1: find the faces of the real videos, on every 10th frame.
+
+    python preprocessing/detect_original_faces.py --root-dir DATA_ROOT
+
+writes DATA_ROOT/bboxes/<video id>.json: frame number -> list of [xmin, ymin, xmax, ymax], in pixels of the
+full frame, largest first, or null where no face is. A frame that cannot be decoded is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from preprocessing import command, jobs
+from preprocessing.boxes import write_boxes
+from preprocessing.video import FRAME_STEP, Clip, iter_frames
+
+OUTPUT = "bboxes"
+VERSION = 1
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = command.get_parser(__doc__)
+    command.add_run_arguments(parser)
+    parser.add_argument(
+        "--detector-scale",
+        type=command.detector_scale,
+        default="auto",
+        help="scale of the detector's input: auto (by the frame's size) or a number; the released checkpoints "
+        "were trained with 0.5",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    dataset = command.load(args)
+    output = args.root_dir / OUTPUT
+    todo = []
+    for video in dataset.videos.values():
+        if not video.fake:
+            path = output / f"{video.id}.json"
+            todo.append(jobs.Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device)))
+    settings = {"version": VERSION, "detector_scale": args.detector_scale}
+    return command.finish(jobs.run(detect, todo, output, settings, args.workers, args.retry_failed, args.overwrite))
+
+
+def detect(path: Path, output: Path, scale: float | str, device: str) -> jobs.Outcome:
+    """Write the boxes of one clip."""
+    detector = get_detector("originals", None if scale == "auto" else scale, device)
+    clip = Clip(path)
+    wanted = range(0, clip.total, FRAME_STEP)
+    boxes = {}
+    frames = iter_frames(clip, wanted)
+    while group := list(itertools.islice(frames, detector.batch)):
+        found = detector.detect([frame.image for frame in group])
+        boxes |= {frame.index: [face.box.tolist() for face in faces] for frame, faces in zip(group, found, strict=True)}
+    lost = sorted(set(wanted) - boxes.keys())
+    if not boxes:
+        return jobs.Outcome("unreadable", f"{path}: no frame can be decoded; it is damaged, fetch it again")
+    write_boxes(output, boxes)
+    total = sum(map(len, boxes.values()))
+    message = f"cannot be decoded: frames {command.some([str(frame) for frame in lost])}" if lost else ""
+    counts = {"frames": len(boxes), "faces": total, "lost_frames": len(lost)}
+    return jobs.Outcome("ok" if total else "no_face", message, counts)
+
+
+@functools.cache
+def get_detector(preset: str, scale: float | None, device: str):
+    """This process's FaceDetector. PyTorch is loaded here, where it is needed: it takes seconds."""
+    from preprocessing.device import DeviceError, choose_device
+    from preprocessing.faces import FaceDetector
+
+    try:
+        return FaceDetector(preset, choose_device(device), scale)
+    except DeviceError as error:
+        raise jobs.StageError(str(error)) from None
+
+
+if __name__ == "__main__":
+    command.main(main, get_args_parser())
