@@ -34,18 +34,18 @@ while [ $# -gt 0 ]; do
         *) usage ;;
     esac
     shift
-    case ${option[0]} in --detector-scale | --device | --workers | --layout | --retry-failed | --overwrite)
-        detect+=("${option[@]}") ;;
+    case ${option[0]} in
+        --layout) folds+=("${option[@]}") ;;
     esac
-    case ${option[0]} in --workers | --layout | --preview | --retry-failed | --overwrite)
-        crops+=("${option[@]}") diffs+=("${option[@]}") ;;
+    case ${option[0]} in
+        --preview) ;;
+        *) detect+=("${option[@]}") ;;
     esac
-    case ${option[0]} in --device | --workers | --layout | --preview | --retry-failed | --overwrite)
-        landmarks+=("${option[@]}") ;;
+    case ${option[0]} in
+        --detector-scale | --device) ;;
+        *) crops+=("${option[@]}") diffs+=("${option[@]}") ;;
     esac
-    case ${option[0]} in --layout)
-        folds+=("${option[@]}") ;;
-    esac
+    landmarks+=("${option[@]}")
 done
 
 root=$(cd "$(dirname "$0")" && pwd)

@@ -182,7 +182,8 @@ def plain_landmark(root: Path, name: str) -> None:
     for path in (root / "crops" / name).iterdir():
         points = detector.detect(Image.open(path), landmarks=True)[2]
         if points is not None:
-            np.save(root / "landmarks" / name / path.stem, np.around(np.asarray(points[0], np.float32)).astype(np.int16))
+            rounded = np.around(np.asarray(points[0], np.float32)).astype(np.int16)
+            np.save(root / "landmarks" / name / path.stem, rounded)
 
 
 def plain_diffs(root: Path) -> None:

@@ -68,7 +68,7 @@ def compress(path: Path, output: Path, crf: int) -> jobs.Outcome:
     frames = 0
     with whole_file(output) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=clip.rate, options={"crf": str(crf), "threads": "1"})
-        stream.time_base = TICK
+        stream.codec_context.time_base = TICK
         for index, image in iter_frames(clip, range(clip.total)):
             height, width = (side // 2 * 2 for side in image.shape[:2])
             if not frames:
@@ -81,7 +81,7 @@ def compress(path: Path, output: Path, crf: int) -> jobs.Outcome:
             raise VideoError(path, "no frame can be decoded; it is damaged, fetch it again")
         container.mux(stream.encode(None))
     lost = clip.total - frames
-    return jobs.Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"frames": frames, "crf": crf})
+    return jobs.Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"frames": frames, f"crf_{crf}": 1})
 
 
 if __name__ == "__main__":

@@ -199,13 +199,14 @@ def _celeb_df(root: Path, dataset: Dataset) -> Iterator[Video]:
     for folder in ("Celeb-real", "YouTube-real", "Celeb-synthesis"):
         for path in sorted((root / folder).glob("*.mp4")):
             fake = folder == "Celeb-synthesis"
-            person, *source, number = path.stem.split("_") if folder != "YouTube-real" else (path.stem, path.stem)
-            if len(source) != fake:
-                dataset.report("names that do not tell the original", str(path.relative_to(root)))
+            names = path.stem.split("_")
+            if folder != "YouTube-real" and len(names) != 2 + fake:
+                dataset.report("names that do not tell the person", str(path.relative_to(root)))
                 continue
             # A person's videos stay together; those from YouTube have a person each.
             split = "test" if path.relative_to(root).as_posix() in tests else None
-            yield Video(path.stem, path, fake, f"{person}_{number}" if fake else None, person, split)
+            original = f"{names[0]}_{names[-1]}" if fake else None
+            yield Video(path.stem, path, fake, original, names[0], split)
 
 
 LAYOUTS = {"dfdc": _dfdc, "ffpp": _faceforensics, "celebdf": _celeb_df}

@@ -42,6 +42,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = command.get_parser(__doc__)
     command.add_run_arguments(parser, preview=True)
     command.add_crops_dir(parser)
+    parser.add_argument(
+        "--detector-scale",
+        type=command.detector_scale,
+        default="auto",
+        help="auto: crops are scaled by their size, like frames; a number (that frames were scaled by): crops are "
+        "not scaled, as for the released checkpoints",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     return parser
 
@@ -49,13 +56,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     dataset = command.load(args)
     crops, output = args.root_dir / args.crops_dir, args.root_dir / OUTPUT
+    scale = None if args.detector_scale == "auto" else 1.0
     todo = []
     for video in dataset.videos.values():
         if not video.fake:
             folder, boxes = crops / video.id, args.root_dir / BBOXES / f"{video.id}.json"
-            arguments = (folder, boxes, output / video.id, args.device)
+            arguments = (folder, boxes, output / video.id, scale, args.device)
             todo.append(jobs.Job(video.id, (folder, boxes), output / video.id, arguments))
-    settings = {"version": VERSION, "crops": str(args.crops_dir)}
+    settings = {"version": VERSION, "crops": str(args.crops_dir), "scale": scale}
     outcomes = jobs.run(landmarks, todo, output, settings, args.workers, args.retry_failed, args.overwrite)
     if args.preview:
         samples = preview.choose(output, outcomes, args.preview, ".npy")
@@ -64,12 +72,12 @@ def main(args: argparse.Namespace) -> int:
     return command.finish(outcomes)
 
 
-def landmarks(crops: Path, boxes_path: Path, output: Path, device: str) -> jobs.Outcome:
+def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> jobs.Outcome:
     """Write the landmarks of one clip's crops."""
     boxes = read_boxes(boxes_path)
     numbers = face_numbers(boxes)
     cropped = {(frame, face): box for frame in boxes for face, box in zip(numbers[frame], boxes[frame], strict=True)}
-    detector = get_detector("landmarks", None, device)
+    detector = get_detector("landmarks", scale, device)
     found = without = 0
     with whole_folder(output) as folder:
         for frame, face, path in list_images(crops):

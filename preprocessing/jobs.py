@@ -16,10 +16,10 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,9 @@ class Outcome:
 
 
 # Yields each job with its outcome as it ends, in any order; raises OutputError and StageError of the function.
-Executor = Callable[[Callable[..., Outcome], Iterable[Job], int], Iterator[tuple[Job, Outcome]]]
+# Closed before its end, it stops what is under way.
+Outcomes = Generator[tuple[Job, Outcome], None, None]
+Executor = Callable[[Callable[..., Outcome], Iterable[Job], int], Outcomes]
 
 
 def run(
@@ -100,8 +102,9 @@ def run(
         }
         todo = [job for job in jobs if not outcomes[job.clip]]
         deaths = 0
-        with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="clip", desc=output.name) as bar:
-            for job, outcome in (execute or run_local)(function, todo, workers):
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="clip", desc=output.name)
+        with bar, closing((execute or run_local)(function, todo, workers)) as results:
+            for job, outcome in results:
                 outcomes[job.clip] = outcome
                 if outcome.status not in FINE:
                     log.warning("%s: %s: %s", job.clip, outcome.status, outcome.message)
@@ -114,7 +117,9 @@ def run(
     return outcomes
 
 
-def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
+def run_local(
+    function: Callable[..., Outcome], jobs: Iterable[Job], workers: int
+) -> Generator[tuple[Job, Outcome], None, None]:
     """An Executor: processes on this machine, each with one thread and one clip at a time."""
     # Set before a process starts: libraries read it when they are loaded.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,18 +23,32 @@ def moving(picture: np.ndarray, frames: int, width: int, height: int, zoom: floa
         yield cv2.warpAffine(picture, place, (width, height), flags=cv2.INTER_LINEAR)
 
 
-def write_clip(path: str | Path, frames: Iterable[np.ndarray], codec: str = "libx264", **options: str) -> Path:
-    """Write frames at 25 a second; `options` are the encoder's. The header stands before the frames."""
+def write_clip(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    codec: str = "libx264",
+    rate: int = 25,
+    dropped: Collection[int] = (),
+    **options: str,
+) -> Path:
+    """Write frames, `rate` a second; `options` are the encoder's. The header stands before the frames.
+
+    Frames with the numbers `dropped` are left out; the others keep their times.
+    """
     with av.open(
         str(path), "w", options={"movflags": "faststart"} if str(path).endswith((".mp4", ".mov")) else {}
     ) as container:
         stream = None
-        for image in frames:
+        for number, image in enumerate(frames):
             if stream is None:
-                stream = container.add_stream(codec, rate=25, options={"crf": "18", **options})
+                stream = container.add_stream(codec, rate=rate, options={"crf": "18", **options})
                 stream.height, stream.width = image.shape[:2]
                 stream.pix_fmt = "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            if number in dropped:
+                continue
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return Path(path)
 
