@@ -5,7 +5,8 @@
 The plain version does what the published code does, made to run: OpenCV decodes a clip's frames into a list;
 one process detects faces on every frame at half scale, 32 at a time; a pool of processes writes the crops,
 the landmarks and the diffs (clipped, as here). Each of the two runs over its own copy of the dataset, in
-processes of its own, start-up included; --copies takes every clip several times, under other names.
+processes of its own, start-up included; --copies takes every clip several times, under other names. The
+memory is that of the largest process of a stage.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ STAGES = ("detect_original_faces", "extract_crops", "generate_landmarks", "gener
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root-dir", type=Path, required=True, help="a dataset of DFDC's layout; it is not changed")
-    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--plain", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.plain:
@@ -42,16 +43,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         plain_root, our_root = (copied(args.root_dir, Path(folder) / name, args.copies) for name in ("plain", "ours"))
-        print(f"{'':24}{'plain':>10}{'ours':>10}{'ratio':>8}", flush=True)
-        totals = np.zeros(2)
+        print(f"{'':24}{'plain':>10}{'ours':>10}{'ratio':>8}{'plain':>10}{'ours':>10}", flush=True)
+        totals = np.zeros((2, 2))
         for stage in STAGES:
-            options = ["--detector-scale", str(SCALE)] if stage == STAGES[0] else []
-            seconds = np.array([
-                timed("-m", "benchmarks.preprocess", "--root-dir", plain_root, "--plain", stage),
-                timed(ROOT / "preprocessing" / f"{stage}.py", "--root-dir", our_root, *options),
+            scaled = stage in ("detect_original_faces", "generate_landmarks")
+            options = ["--detector-scale", str(SCALE)] if scaled else []
+            used = np.array([
+                measured("-m", "benchmarks.preprocess", "--root-dir", plain_root, "--plain", stage),
+                measured(ROOT / "preprocessing" / f"{stage}.py", "--root-dir", our_root, *options),
             ])  # fmt: skip
-            totals += seconds
-            print_row(stage, seconds)
+            totals = np.stack([totals[:, 0] + used[:, 0], np.maximum(totals[:, 1], used[:, 1])], axis=1)
+            print_row(stage, used)
         print_row("together", totals)
         compare(plain_root, our_root)
 
@@ -71,14 +73,20 @@ def copied(root: Path, place: Path, copies: int) -> Path:
     return place
 
 
-def timed(*command: str | Path) -> float:
+def measured(*command: str | Path) -> tuple[float, float]:
+    """Seconds, and the MiB of the largest of its processes."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"failed: {command}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def print_row(name: str, seconds: np.ndarray) -> None:
-    print(f"{name:24}{seconds[0]:9.1f}s{seconds[1]:9.1f}s{seconds[0] / seconds[1]:8.2f}", flush=True)
+def print_row(name: str, used: np.ndarray) -> None:
+    (plain, plain_memory), (ours, our_memory) = used
+    times = f"{plain:9.1f}s{ours:9.1f}s{plain / ours:8.2f}"
+    print(f"{name:24}{times}{plain_memory:6.0f} MiB{our_memory:6.0f} MiB", flush=True)
 
 
 def compare(plain: Path, ours: Path) -> None:
@@ -95,9 +103,7 @@ def compare(plain: Path, ours: Path) -> None:
         files = [{path.relative_to(root) for path in (root / kind).rglob("*.*")} for root in (plain, ours)]
         shared = files[0] & files[1]
         differ = sum(not np.array_equal(*(read(str(root / name)) for root in (plain, ours))) for name in shared)
-        print(
-            f"{kind}: {len(files[0])} and {len(files[1])} files, {differ} differ, {len(files[0] ^ files[1])} unpaired"
-        )
+        print(f"{kind}: {len(files[0])} files, {len(files[0] ^ files[1])} not in both, {differ} differ")
     rows = [sorted((root / "folds.csv").read_text().splitlines()) for root in (plain, ours)]
     same = "the same" if rows[0] == rows[1] else "DIFFERENT"
     print(f"folds.csv: {len(rows[0]) - 1} and {len(rows[1]) - 1} rows, {same}")

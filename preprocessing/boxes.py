@@ -37,7 +37,7 @@ def read_boxes(path: Path) -> Boxes:
         boxes = {int(frame): [[float(side) for side in box] for box in found or []] for frame, found in frames.items()}
     except FileNotFoundError:
         raise BoxesError(f"{path}: no boxes; {remedy}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BoxesError(f"{path}: holds no boxes ({error}); delete it and {remedy}") from None
     sides = [box for found in boxes.values() for box in found]
     if not all(len(box) == 4 and np.isfinite(box).all() for box in sides) or any(frame < 0 for frame in boxes):

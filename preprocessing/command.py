@@ -11,11 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from preprocessing import preview
 from preprocessing.dataset import LAYOUTS, Dataset, DatasetError, read_dataset
-from preprocessing.jobs import FINE, Outcome, StageError, summary
+from preprocessing.jobs import FINE, Job, Outcome, StageError, journal_of, run, summary
 from preprocessing.output import OutputError
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
 def detector_scale(text: str) -> float | str:
     if text == "auto":
         return text
@@ -75,12 +84,36 @@ def load(args: argparse.Namespace) -> Dataset:
     return dataset
 
 
-def finish(outcomes: Mapping[str, Outcome]) -> int:
+def run_stage(
+    args: argparse.Namespace,
+    function: Callable[..., Outcome],
+    todo: list[Job],
+    output: Path,
+    settings: Mapping[str, Any],
+    images_of: Callable[[Path], list[np.ndarray]] | None = None,
+    suffix: str = ".png",
+    others: Mapping[str, Outcome] | None = None,
+) -> int:
+    """Run a stage over clips, print the table of outcomes (`others` are added), draw the preview: the exit status.
+
+    `images_of` gives the images to draw for one of the stage's files, whose names end with `suffix`.
+    """
+    if output.resolve() in (args.root_dir.resolve(), *args.root_dir.resolve().parents):
+        raise StageError(f"{output}: results need a folder of their own")
+    outcomes = run(function, todo, output, settings, args.workers, args.retry_failed, args.overwrite)
+    remedy = f"mend them and run this again with --retry-failed ({journal_of(output)} has all messages)"
+    status = finish({**outcomes, **(others or {})}, remedy)
+    if images_of and args.preview:
+        print(preview.draw(output, outcomes, args.preview, images_of, suffix))
+    return status
+
+
+def finish(outcomes: Mapping[str, Outcome], remedy: str) -> int:
     """Print the table of a stage's outcomes; returns the exit status."""
-    print(summary(outcomes))
+    print(summary(outcomes), flush=True)
     failed = [clip for clip, outcome in outcomes.items() if outcome.status not in FINE]
     if failed:
-        log.error("failed: %s; mend them and run the same command again with --retry-failed", some(failed))
+        log.error("failed: %s; %s", some(failed), remedy)
     return 3 if failed else 0
 
 

@@ -20,8 +20,9 @@ import numpy as np
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command, jobs
+from preprocessing import command
 from preprocessing.dataset import description_files
+from preprocessing.jobs import Job, Outcome
 from preprocessing.output import make_folder, whole_file, write_whole
 from preprocessing.video import Clip, VideoError, iter_frames
 
@@ -35,7 +36,7 @@ SEED = 777
 def get_args_parser() -> argparse.ArgumentParser:
     parser = command.get_parser(__doc__)
     command.add_run_arguments(parser)
-    parser.add_argument("--seed", type=int, default=SEED, help="of the rate factors")
+    parser.add_argument("--seed", type=command.seed, default=SEED, help="of the rate factors")
     return parser
 
 
@@ -46,14 +47,14 @@ def main(args: argparse.Namespace) -> int:
     for video in dataset.videos.values():
         path = output / video.path.relative_to(args.root_dir)
         arguments = (video.path, path, rate_factor(video.id, args.seed))
-        todo.append(jobs.Job(video.id, (video.path,), path, arguments))
-    settings = {"version": VERSION, "seed": args.seed}
-    outcomes = jobs.run(compress, todo, output, settings, args.workers, args.retry_failed, args.overwrite)
+        todo.append(Job(video.id, (video.path,), path, arguments))
+    settings = {"stage": Path(__file__).stem, "version": VERSION, "seed": args.seed}
+    status = command.run_stage(args, compress, todo, output, settings)
     for path in description_files(args.root_dir):
         copy = output / path.relative_to(args.root_dir)
         make_folder(copy.parent)
         write_whole(copy, path.read_bytes())
-    return command.finish(outcomes)
+    return status
 
 
 def rate_factor(clip: str, seed: int) -> int:
@@ -61,7 +62,7 @@ def rate_factor(clip: str, seed: int) -> int:
     return int(np.random.default_rng([seed, zlib.crc32(clip.encode())]).choice(RATE_FACTORS))
 
 
-def compress(path: Path, output: Path, crf: int) -> jobs.Outcome:
+def compress(path: Path, output: Path, crf: int) -> Outcome:
     """Write one clip; frames keep their times. A last row or column that makes a side odd is left out."""
     clip = Clip(path)
     make_folder(output.parent)
@@ -74,14 +75,14 @@ def compress(path: Path, output: Path, crf: int) -> jobs.Outcome:
             if not frames:
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
-            frame.time_base, frame.pts = TICK, round(clip.times[index] / TICK)
+            frame.time_base, frame.pts = TICK, round((clip.times[index] - min(clip.times[0], 0)) / TICK)
             container.mux(stream.encode(frame))
             frames += 1
         if not frames:
             raise VideoError(path, "no frame can be decoded; it is damaged, fetch it again")
         container.mux(stream.encode(None))
     lost = clip.total - frames
-    return jobs.Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"frames": frames, f"crf_{crf}": 1})
+    return Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"frames": frames, f"crf_{crf}": 1})
 
 
 if __name__ == "__main__":

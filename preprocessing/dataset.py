@@ -16,6 +16,7 @@ from typing import Any
 
 from preprocessing.video import VIDEO_SUFFIXES
 
+LONGEST_NAME = 200  # bytes: results' names are a little longer than the video's, and 255 is the most
 CELEB_DF_TESTS = "List_of_testing_videos.txt"
 PART = re.compile(r"dfdc_train_part_(\d+)")
 
@@ -104,7 +105,7 @@ def _dfdc(root: Path, dataset: Dataset) -> Iterator[Video]:
     for folder, part in sorted(parts.items(), key=lambda item: (item[1], item[0])):
         metadata = _metadata(folder, dataset)
         names = set()
-        for name, entry in metadata:
+        for name, entry in metadata or ():
             problem = _problem(name, entry)
             names.add(name)
             if problem:
@@ -113,7 +114,7 @@ def _dfdc(root: Path, dataset: Dataset) -> Iterator[Video]:
                 entries.append((folder / name, part, entry))
                 if entry["label"] == "REAL":
                     home.setdefault(Path(name).stem, part)
-        if metadata:
+        if metadata is not None:
             there = (path.name for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
             for name in sorted(set(there) - names):
                 dataset.report("videos there, but not listed", f"{folder.name}/{name}")
@@ -125,18 +126,18 @@ def _dfdc(root: Path, dataset: Dataset) -> Iterator[Video]:
         yield Video(path.stem, path, fake, original, str(group))
 
 
-def _metadata(folder: Path, dataset: Dataset) -> list[tuple[str, Any]]:
-    """The entries of a part's metadata.json, repeated ones too."""
+def _metadata(folder: Path, dataset: Dataset) -> list[tuple[str, Any]] | None:
+    """The entries of a part's metadata.json, repeated ones too; None if it cannot be read."""
     path = folder / "metadata.json"
     try:
         entries = json.loads(path.read_bytes(), object_pairs_hook=_Pairs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         dataset.report("metadata files that cannot be read", f"{folder.name}/{path.name} ({reason})")
-        return []
+        return None
     if not isinstance(entries, _Pairs):
         dataset.report("metadata files that cannot be read", f"{folder.name}/{path.name} (holds no object)")
-        return []
+        return None
     return [(name, dict(entry) if isinstance(entry, _Pairs) else entry) for name, entry in entries]
 
 
@@ -146,6 +147,8 @@ class _Pairs(list):
 
 def _problem(name: str, entry: Any) -> str | None:
     """What is wrong with an entry of metadata.json, if anything."""
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        return "names that are too long"
     if not name or name.startswith(".") or name != Path(name).name or "\\" in name or not name.isprintable():
         return "names that are no names of files in their folder"
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
@@ -194,7 +197,7 @@ def _official_splits(root: Path, dataset: Dataset) -> dict[str, str]:
 def _celeb_df(root: Path, dataset: Dataset) -> Iterator[Video]:
     """A fake id0_id1_0000 is the video id0_0000 with the face of id1."""
     path = root / CELEB_DF_TESTS
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     tests = {line.split()[-1] for line in lines if line.strip()}
     for folder in ("Celeb-real", "YouTube-real", "Celeb-synthesis"):
         for path in sorted((root / folder).glob("*.mp4")):

@@ -13,13 +13,20 @@ import functools
 import itertools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command, jobs
+from preprocessing import command
 from preprocessing.boxes import write_boxes
+from preprocessing.jobs import Job, Outcome, StageError
 from preprocessing.video import FRAME_STEP, Clip, iter_frames
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from preprocessing.faces import Face, FaceDetector
 
 OUTPUT = "bboxes"
 VERSION = 1
@@ -46,12 +53,12 @@ def main(args: argparse.Namespace) -> int:
     for video in dataset.videos.values():
         if not video.fake:
             path = output / f"{video.id}.json"
-            todo.append(jobs.Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device)))
-    settings = {"version": VERSION, "detector_scale": args.detector_scale}
-    return command.finish(jobs.run(detect, todo, output, settings, args.workers, args.retry_failed, args.overwrite))
+            todo.append(Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device)))
+    settings = {"stage": Path(__file__).stem, "version": VERSION, "detector_scale": args.detector_scale}
+    return command.run_stage(args, detect, todo, output, settings)
 
 
-def detect(path: Path, output: Path, scale: float | str, device: str) -> jobs.Outcome:
+def detect(path: Path, output: Path, scale: float | str, device: str) -> Outcome:
     """Write the boxes of one clip."""
     detector = get_detector("originals", None if scale == "auto" else scale, device)
     clip = Clip(path)
@@ -59,20 +66,22 @@ def detect(path: Path, output: Path, scale: float | str, device: str) -> jobs.Ou
     boxes = {}
     frames = iter_frames(clip, wanted)
     while group := list(itertools.islice(frames, detector.batch)):
-        found = detector.detect([frame.image for frame in group])
+        found = find_faces(detector, [frame.image for frame in group])
         boxes |= {frame.index: [face.box.tolist() for face in faces] for frame, faces in zip(group, found, strict=True)}
     lost = sorted(set(wanted) - boxes.keys())
     if not boxes:
-        return jobs.Outcome("unreadable", f"{path}: no frame can be decoded; it is damaged, fetch it again")
+        return Outcome("unreadable", f"{path}: no frame can be decoded; it is damaged, fetch it again")
     write_boxes(output, boxes)
     total = sum(map(len, boxes.values()))
-    message = f"cannot be decoded: frames {command.some([str(frame) for frame in lost])}" if lost else ""
-    counts = {"frames": len(boxes), "faces": total, "lost_frames": len(lost)}
-    return jobs.Outcome("ok" if total else "no_face", message, counts)
+    notes = [f"cannot be decoded: frames {command.some([str(frame) for frame in lost])}"] if lost else []
+    if clip.lost:
+        notes.append(f"cut off: {clip.total} of {clip.total + clip.lost} frames are there")
+    counts = {"frames": len(boxes), "faces": total, "lost_frames": len(lost) + clip.lost}
+    return Outcome("ok" if total else "no_face", "; ".join(notes), counts)
 
 
 @functools.cache
-def get_detector(preset: str, scale: float | None, device: str):
+def get_detector(preset: str, scale: float | None, device: str) -> FaceDetector:
     """This process's FaceDetector. PyTorch is loaded here, where it is needed: it takes seconds."""
     from preprocessing.device import DeviceError, choose_device
     from preprocessing.faces import FaceDetector
@@ -80,7 +89,17 @@ def get_detector(preset: str, scale: float | None, device: str):
     try:
         return FaceDetector(preset, choose_device(device), scale)
     except DeviceError as error:
-        raise jobs.StageError(str(error)) from None
+        raise StageError(str(error)) from None
+
+
+def find_faces(detector: FaceDetector, images: list[np.ndarray]) -> list[list[Face]]:
+    """`detector.detect`. Raises StageError where the device's memory does not suffice."""
+    from torch import OutOfMemoryError
+
+    try:
+        return detector.detect(images)
+    except OutOfMemoryError:
+        raise StageError("the device's memory does not suffice; lower --workers, or take --device cpu") from None
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command, jobs
+from preprocessing import command
 from preprocessing.images import encode_image
+from preprocessing.jobs import Job, Outcome
 from preprocessing.output import whole_folder
 from preprocessing.video import FRAME_STEP, Clip, VideoError, iter_frames
 
@@ -33,14 +34,14 @@ def main(args: argparse.Namespace) -> int:
     dataset = command.load(args)
     output = args.root_dir / args.images_dir
     todo = [
-        jobs.Job(video.id, (video.path,), output / video.id, (video.path, output / video.id))
+        Job(video.id, (video.path,), output / video.id, (video.path, output / video.id))
         for video in dataset.videos.values()
     ]
-    outcomes = jobs.run(extract, todo, output, {"version": VERSION}, args.workers, args.retry_failed, args.overwrite)
-    return command.finish(outcomes)
+    settings = {"stage": Path(__file__).stem, "version": VERSION}
+    return command.run_stage(args, extract, todo, output, settings)
 
 
-def extract(path: Path, output: Path) -> jobs.Outcome:
+def extract(path: Path, output: Path) -> Outcome:
     """Write the frames of one clip."""
     clip = Clip(path)
     wanted = range(0, clip.total, FRAME_STEP)
@@ -52,7 +53,7 @@ def extract(path: Path, output: Path) -> jobs.Outcome:
         if not images:
             raise VideoError(path, "no frame can be decoded; it is damaged, fetch it again")
     lost = len(wanted) - images
-    return jobs.Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"images": images})
+    return Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"images": images})
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import numpy as np
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command, jobs, preview
+from preprocessing import command
 from preprocessing.images import encode_image, list_images, read_image
+from preprocessing.jobs import Job, Outcome
 from preprocessing.output import whole_folder
 
 OUTPUT = "diffs"
@@ -42,25 +43,21 @@ def main(args: argparse.Namespace) -> int:
             source = dataset.original_of(video)
             folders = (crops / video.id, crops / source.id if source else None)
             inputs = tuple(folder for folder in folders if folder)
-            todo.append(jobs.Job(video.id, inputs, output / video.id, (*folders, output / video.id)))
-    settings = {"version": VERSION, "crops": str(args.crops_dir)}
-    outcomes = jobs.run(diffs, todo, output, settings, args.workers, args.retry_failed, args.overwrite)
-    if args.preview:
-        originals = {video.id: video.original for video in dataset.videos.values()}
-        samples = preview.choose(output, outcomes, args.preview, "_diff.png")
-        rows = []
-        for path in samples:
-            name = path.name.replace("_diff", "")
-            pair = (crops / originals[path.parent.name] / name, crops / path.parent.name / name)
-            rows.append([read_image(image) for image in (*pair, path)])
-        preview.write(output, samples, rows)
-    return command.finish(outcomes)
+            todo.append(Job(video.id, inputs, output / video.id, (*folders, output / video.id)))
+    settings = {"stage": Path(__file__).stem, "version": VERSION, "crops": str(args.crops_dir)}
+    originals = {video.id: video.original for video in dataset.videos.values()}
+
+    def drawn(path: Path) -> list[np.ndarray]:
+        name, fake = path.name.replace("_diff", ""), path.parent.name
+        return [read_image(image) for image in (crops / originals[fake] / name, crops / fake / name, path)]
+
+    return command.run_stage(args, diffs, todo, output, settings, drawn, "_diff.png")
 
 
-def diffs(fake: Path, original: Path | None, output: Path) -> jobs.Outcome:
+def diffs(fake: Path, original: Path | None, output: Path) -> Outcome:
     """Write the masks of one fake; `fake` and `original` are the folders of their crops."""
     if original is None:
-        return jobs.Outcome("no_original", f"{fake.name}: its original is not in the dataset")
+        return Outcome("no_original", f"{fake.name}: its original is not in the dataset")
     originals = {(frame, face): path for frame, face, path in list_images(original)}
     masks = unpaired = 0
     with whole_folder(output) as folder:
@@ -72,11 +69,16 @@ def diffs(fake: Path, original: Path | None, output: Path) -> jobs.Outcome:
             (folder / f"{path.stem}_diff.png").write_bytes(encode_image(mask))
             masks += 1
     message = f"{unpaired} crops have no counterpart in the original" if unpaired else ""
-    return jobs.Outcome("ok" if masks else "no_face", message, {"masks": masks, "unpaired": unpaired})
+    return Outcome("ok" if masks else "no_face", message, {"masks": masks, "unpaired": unpaired})
 
 
 def difference(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
-    """Grey uint8 (height, width) of the fake: 255 (1 - SSIM), clipped, for two RGB crops.
+    """Grey uint8 (height, width) of the fake: 255 (1 - SSIM), clipped, for two RGB crops."""
+    return cv2.cvtColor(np.clip(dissimilarity(original, fake), 0, 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+
+
+def dissimilarity(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
+    """255 (1 - SSIM), from 0 to 510, float64 in the shape of the fake, for two crops (height, width, 3) uint8.
 
     An original of another size is resized to the fake's.
     """
@@ -88,9 +90,8 @@ def difference(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
         original = cv2.resize(original, (width, height), interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_AREA)
     window = min(7, (min(height, width) - 1) // 2 * 2 + 1)
     if window < 3:  # too small for any structure
-        return np.zeros((height, width), np.uint8)
-    similarity = structural_similarity(original, fake, win_size=window, channel_axis=2, full=True)[1]
-    return cv2.cvtColor(np.clip(255 * (1 - similarity), 0, 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+        return np.zeros(fake.shape)
+    return 255 * (1 - structural_similarity(original, fake, win_size=window, channel_axis=2, full=True)[1])
 
 
 if __name__ == "__main__":

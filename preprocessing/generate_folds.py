@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import logging
 import sys
-from collections import Counter
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,11 @@ import numpy as np
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command, jobs
+from preprocessing import command
 from preprocessing.dataset import Dataset, Video
-from preprocessing.images import FaceImage, ImageError, list_images
-from preprocessing.output import make_folder, write_whole
+from preprocessing.images import FaceImage, ImageError, image_name, list_images
+from preprocessing.jobs import Outcome, StageError
+from preprocessing.output import make_folder, whole_file
 
 COLUMNS = ("video", "file", "label", "original", "frame", "fold")
 PARTS = 50
@@ -45,7 +45,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     command.add_crops_dir(parser)
     parser.add_argument("--out", type=Path, help="CSV to write (default: folds.csv in the root folder)")
     parser.add_argument("--n-splits", type=command.positive, default=N_SPLITS, help="number of folds")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the order of the rows")
+    parser.add_argument("--seed", type=command.seed, default=SEED, help="of the order of the rows")
     return parser
 
 
@@ -53,25 +53,26 @@ def main(args: argparse.Namespace) -> int:
     dataset = command.load(args)
     folds = assign_folds(dataset, args.n_splits, args.seed)
     check_folds(dataset, folds)
-    crops = {video.id: list_crops(args.root_dir / args.crops_dir, video) for video in dataset.videos.values()}
-    rows = [
-        (video.id, image.path.name, int(video.fake), video.original or video.id, image.frame, folds[video.id])
-        for video in dataset.videos.values()
-        for image in crops[video.id] or []
-    ]
+    videos = list(dataset.videos.values())
+    outcomes, rows = {}, array("i")
+    for number, video in enumerate(videos):
+        crops = list_crops(args.root_dir / args.crops_dir, video)
+        outcomes[video.id] = outcome(dataset, video, crops)
+        for crop in crops or []:
+            rows.extend((number, crop.frame, crop.face))
     if not rows:
-        raise jobs.StageError(
-            f"{args.root_dir / args.crops_dir}: no crops of the dataset's videos; run extract_crops.py"
-        )
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows[i] for i in np.random.default_rng(args.seed).permutation(len(rows)))
+        raise StageError(f"{args.root_dir / args.crops_dir}: no crops of the dataset's videos; run extract_crops.py")
     out = args.out or args.root_dir / "folds.csv"
     make_folder(out.parent)
-    write_whole(out, table.getvalue())
-    print(contents(rows, args.n_splits))
-    return command.finish({video.id: outcome(dataset, video, crops[video.id]) for video in dataset.videos.values()})
+    with whole_file(out) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for number, frame, face in np.random.default_rng(args.seed).permutation(np.reshape(rows, (-1, 3))):
+            video = videos[number]
+            crop = (video.id, image_name(frame, face), int(video.fake), video.original or video.id, frame)
+            writer.writerow((*crop, folds[video.id]))
+    print(contents([(folds[video.id], video.fake, outcomes[video.id]) for video in videos], args.n_splits))
+    return command.finish(outcomes, "they have no crops; see what extract_crops.py said of them")
 
 
 def assign_folds(dataset: Dataset, n_splits: int, seed: int) -> dict[str, int]:
@@ -79,7 +80,7 @@ def assign_folds(dataset: Dataset, n_splits: int, seed: int) -> dict[str, int]:
     videos = dataset.videos.values()
     if dataset.layout == "dfdc":
         if n_splits > PARTS:
-            raise jobs.StageError(f"--n-splits {n_splits}: there are {PARTS} parts to divide")
+            raise StageError(f"--n-splits {n_splits}: there are {PARTS} parts to divide")
         return {video.id: min(int(video.group) // (PARTS // n_splits), n_splits - 1) for video in videos}
     first = int(any(video.split == "val" for video in videos) and n_splits > 1)
     groups = np.random.default_rng(seed).permutation(sorted({video.group for video in videos}))
@@ -95,7 +96,7 @@ def check_folds(dataset: Dataset, folds: dict[str, int]) -> None:
     for video in dataset.videos.values():
         together = fold_of.setdefault(video.original or video.id, folds[video.id])
         if folds[video.id] != together and dataset.layout == "dfdc":
-            raise jobs.StageError(f"{video.path}: is in fold {folds[video.id]}, others of its original in {together}")
+            raise StageError(f"{video.path}: is in fold {folds[video.id]}, others of its original in {together}")
         divided += folds[video.id] != together
     if divided:
         log.warning("%d videos are in another fold than others of their original, by the official split", divided)
@@ -109,21 +110,24 @@ def list_crops(crops: Path, video: Video) -> list[FaceImage] | None:
         return None
 
 
-def outcome(dataset: Dataset, video: Video, crops: list[FaceImage] | None) -> jobs.Outcome:
+def outcome(dataset: Dataset, video: Video, crops: list[FaceImage] | None) -> Outcome:
     if crops:
-        return jobs.Outcome("ok", counts={"rows": len(crops)})
+        return Outcome("ok", counts={"rows": len(crops)})
     if crops is not None:
-        return jobs.Outcome("no_face")
-    return jobs.Outcome("no_original" if video.fake and not dataset.original_of(video) else "no_crops")
+        return Outcome("no_face")
+    return Outcome("no_original" if video.fake and not dataset.original_of(video) else "no_crops")
 
 
-def contents(rows: list[tuple], n_splits: int) -> str:
-    """A table: videos and rows in each fold that has any, and the folds that have none."""
-    videos = Counter((fold, label) for _, label, fold in {(row[0], row[2], row[5]) for row in rows})
-    sizes = Counter(row[5] for row in rows)
+def contents(videos: list[tuple[int, bool, Outcome]], n_splits: int) -> str:
+    """A table of the folds that have any rows, and those that have none; `videos`: fold, fake, outcome of each."""
+    sums = {fold: [0, 0, 0] for fold, _, ended in videos if ended.counts}
+    for fold, fake, ended in videos:
+        if ended.counts:
+            sums[fold][fake] += 1
+            sums[fold][2] += ended.counts["rows"]
     lines = [f"{'fold':>4}{'real':>8}{'fake':>8}{'rows':>10}"]
-    lines += [f"{fold:4}{videos[fold, 0]:8}{videos[fold, 1]:8}{sizes[fold]:10}" for fold in sorted(sizes)]
-    empty = [str(fold) for fold in range(n_splits) if fold not in sizes]
+    lines += [f"{fold:4}{real:8}{fake:8}{rows:10}" for fold, (real, fake, rows) in sorted(sums.items())]
+    empty = [str(fold) for fold in range(n_splits) if fold not in sums]
     return "\n".join(lines + ([f"empty folds: {', '.join(empty)}"] if empty else []))
 
 

@@ -21,12 +21,13 @@ import numpy as np
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command, jobs, preview
+from preprocessing import command, preview
 from preprocessing.boxes import BoxesError, face_numbers, read_boxes
 from preprocessing.crops import MarginCrop
 from preprocessing.detect_original_faces import OUTPUT as BBOXES
-from preprocessing.detect_original_faces import get_detector
+from preprocessing.detect_original_faces import find_faces, get_detector
 from preprocessing.images import list_images, read_image
+from preprocessing.jobs import Job, Outcome
 from preprocessing.output import whole_folder
 
 if TYPE_CHECKING:
@@ -62,17 +63,16 @@ def main(args: argparse.Namespace) -> int:
         if not video.fake:
             folder, boxes = crops / video.id, args.root_dir / BBOXES / f"{video.id}.json"
             arguments = (folder, boxes, output / video.id, scale, args.device)
-            todo.append(jobs.Job(video.id, (folder, boxes), output / video.id, arguments))
-    settings = {"version": VERSION, "crops": str(args.crops_dir), "scale": scale}
-    outcomes = jobs.run(landmarks, todo, output, settings, args.workers, args.retry_failed, args.overwrite)
-    if args.preview:
-        samples = preview.choose(output, outcomes, args.preview, ".npy")
-        drawn = [draw(read_image(crops / path.parent.name / f"{path.stem}.png"), np.load(path)) for path in samples]
-        preview.write(output, samples, [[image] for image in drawn])
-    return command.finish(outcomes)
+            todo.append(Job(video.id, (folder, boxes), output / video.id, arguments))
+    settings = {"stage": Path(__file__).stem, "version": VERSION, "crops": str(args.crops_dir), "scale": scale}
+
+    def drawn(path: Path) -> list[np.ndarray]:
+        return [draw(read_image(crops / path.parent.name / f"{path.stem}.png"), np.load(path))]
+
+    return command.run_stage(args, landmarks, todo, output, settings, drawn, ".npy")
 
 
-def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> jobs.Outcome:
+def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> Outcome:
     """Write the landmarks of one clip's crops."""
     boxes = read_boxes(boxes_path)
     numbers = face_numbers(boxes)
@@ -82,8 +82,8 @@ def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, 
     with whole_folder(output) as folder:
         for frame, face, path in list_images(crops):
             if (frame, face) not in cropped:
-                raise BoxesError(f"{boxes_path}: has no box of {path}; run extract_crops.py --overwrite")
-            points = face_points(detector.detect([read_image(path)])[0], np.array(cropped[frame, face]))
+                raise BoxesError(f"{boxes_path}: has no box of {path}; delete {crops} and run extract_crops.py again")
+            points = face_points(find_faces(detector, [read_image(path)])[0], np.array(cropped[frame, face]))
             if points is None:
                 without += 1
                 continue
@@ -92,7 +92,7 @@ def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, 
             (folder / f"{path.stem}.npy").write_bytes(content.getvalue())
             found += 1
     counts = {"crops": found + without, "landmarks": found, "without": without}
-    return jobs.Outcome("ok" if found else "no_face", counts=counts)
+    return Outcome("ok" if found else "no_face", counts=counts)
 
 
 def face_points(faces: Sequence[Face], box: np.ndarray) -> np.ndarray | None:

@@ -45,7 +45,7 @@ def read_image(path: Path) -> np.ndarray:
     """RGB uint8 (height, width, 3). Raises ImageError."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ImageError(path, "not an image, or damaged; make it again with extract_crops.py --overwrite")
+        raise ImageError(path, f"not an image, or damaged; delete {path.parent} and run extract_crops.py again")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,13 +29,13 @@ from tqdm import tqdm
 from preprocessing.allocator import keep_freed_memory
 from preprocessing.boxes import BoxesError
 from preprocessing.images import ImageError
-from preprocessing.journal import Journal, stamp_of
-from preprocessing.output import OutputError, make_folder
+from preprocessing.journal import Journal, last_settings, stamp_of
+from preprocessing.output import OutputError, make_folder, remove
 from preprocessing.video import VideoError
 
-# Statuses that are no failure: nothing to mend, nothing to retry. The first two have an output.
+# Statuses of clips that have an output, and those that are no failure: nothing to mend, nothing to retry.
 DONE = ("ok", "no_face")
-FINE = (*DONE, "no_original")
+FINE = (*DONE, "no_original", "no_video")
 # A worker that dies (killed for memory, say) fails its clip; as many in a row mean that none can work.
 MOST_DEATHS = 10
 
@@ -58,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a clip ended: `status` is ok, no_face, no_original, or says what failed."""
+    """How a clip ended: `status` is one of FINE or says what failed."""
 
     status: str
     message: str = ""
@@ -84,17 +84,20 @@ def run(
 ) -> dict[str, Outcome]:
     """The outcome of each job by clip: those of earlier runs, and of what was left to do, which is done.
 
-    The journal of the folder `output` is `progress/NAME.jsonl` beside it. A clip is done again if what it was
-    made from or the settings have changed, or its output is gone. Raises StageError or OutputError where the
-    stage cannot go on.
+    `output` is the folder of the stage's results; `settings` name the `stage`. A clip is done again if what it
+    was made from or the settings have changed, or its output is gone. What failed has no output. Raises
+    StageError or OutputError where the stage cannot go on.
     """
-    progress = output.parent / "progress"
-    for folder in (output, progress):
+    path = journal_of(output)
+    for folder in (output, path.parent):
         make_folder(folder)
     with _alone(output):
-        journal = Journal(progress / f"{output.name}.jsonl", settings, overwrite)
+        owner = last_settings(path).get("stage")
+        if owner and owner != settings.get("stage"):
+            raise StageError(f"{output}: holds the results of {owner}; name another folder, or delete it and {path}")
+        journal = Journal(path, settings, overwrite)
         if journal.changed:
-            log.info("starting afresh: another %s than in the earlier run", ", ".join(journal.changed))
+            log.info("another %s than in the last run: done again where need be", ", ".join(journal.changed))
         stamps = {job.clip: [stamp_of(path) for path in job.inputs] for job in jobs}
         outcomes = dict.fromkeys(stamps)
         outcomes |= {
@@ -106,6 +109,8 @@ def run(
         with bar, closing((execute or run_local)(function, todo, workers)) as results:
             for job, outcome in results:
                 outcomes[job.clip] = outcome
+                if outcome.status not in DONE:
+                    remove(job.output)  # of an earlier run, when there was something to make it from
                 if outcome.status not in FINE:
                     log.warning("%s: %s: %s", job.clip, outcome.status, outcome.message)
                 deaths = deaths + 1 if outcome.status == "crashed" else 0
@@ -115,6 +120,11 @@ def run(
                     journal.add(job.clip, stamps[job.clip], asdict(outcome))
                 bar.update()
     return outcomes
+
+
+def journal_of(output: Path) -> Path:
+    """The journal of a folder of results."""
+    return output.parent / "progress" / f"{output.name}.jsonl"
 
 
 def run_local(
@@ -132,10 +142,10 @@ def run_local(
                 # A pool a worker: when that dies, its pool is broken and no other.
                 pool = idle.pop() if idle else ProcessPoolExecutor(1, spawned, _start_worker)
                 try:
-                    future = pool.submit(_attempt, function, job.arguments)
+                    future = _submit(pool, function, job)
                 except BrokenProcessPool:  # died while it was idle
                     pool = ProcessPoolExecutor(1, spawned, _start_worker)
-                    future = pool.submit(_attempt, function, job.arguments)
+                    future = _submit(pool, function, job)
                 running[future] = job, pool
             if not running:
                 break
@@ -153,11 +163,19 @@ def run_local(
             process.terminate()
 
 
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., Outcome], job: Job) -> Future:
+    """Give a worker a clip. A worker that is started for it never sees Ctrl-C, which is the parent's affair."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_attempt, function, job.arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _start_worker() -> None:
-    """Runs first in each worker: one thread, Ctrl-C left to the parent, and an end when the parent ends."""
+    """Runs first in each worker: one thread, and an end when the parent ends."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     cv2.setNumThreads(1)
     keep_freed_memory()

@@ -31,8 +31,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends well. Raises OutputError."""
     temporary = path.with_name(f"{path.name}.part")
     try:
-        yield temporary
-        temporary.replace(path)
+        try:
+            yield temporary
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise OutputError.about(path, error) from None
 
@@ -57,6 +61,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         finally:
             for folder in (new, old):
                 shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise OutputError.about(path, error) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there. Raises OutputError."""
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError.about(path, error) from None
 

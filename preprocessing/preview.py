@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from preprocessing.crops import resize_longer_side
-from preprocessing.images import encode_image, list_images
+from preprocessing.images import ImageError, encode_image, list_images
 from preprocessing.jobs import Outcome
 from preprocessing.output import make_folder, write_whole
+
+log = logging.getLogger(__name__)
 
 # One for each of the five landmarks, RGB: eyes, nose, corners of the mouth; the left ones warm, the right ones cold.
 COLORS = ((255, 60, 60), (60, 160, 255), (60, 255, 60), (255, 200, 0), (0, 255, 255))
@@ -21,8 +24,32 @@ CAPTION = 16  # pixels
 WIDTH = 9  # cells a row, at most
 
 
-def choose(folder: Path, outcomes: Mapping[str, Outcome], number: int, suffix: str = ".png") -> list[Path]:
-    """`number` of a stage's files (fewer if there are fewer), spread over its clips and over each clip's frames."""
+def draw(
+    output: Path,
+    outcomes: Mapping[str, Outcome],
+    number: int,
+    images_of: Callable[[Path], list[np.ndarray]],
+    suffix: str = ".png",
+) -> Path:
+    """Draw previews/NAME.png beside the folder `output`; returns its path.
+
+    It shows `number` of the stage's files (fewer if there are fewer), spread over its clips and over each clip's
+    frames: of each the images (RGB uint8) that `images_of` gives, side by side. What cannot be read is left out.
+    """
+    captions, rows = [], []
+    for file in _choose(output, outcomes, number, suffix):
+        try:
+            rows.append(images_of(file))
+            captions.append(f"{file.parent.name}/{file.stem}")
+        except (ImageError, OSError, ValueError, EOFError) as error:
+            log.warning("not in the preview: %s: %s", file, error)
+    path = output.parent / "previews" / f"{output.name}.png"
+    make_folder(path.parent)
+    write_whole(path, encode_image(sheet(captions, rows)))
+    return path
+
+
+def _choose(folder: Path, outcomes: Mapping[str, Outcome], number: int, suffix: str) -> list[Path]:
     clips = [clip for clip, outcome in outcomes.items() if outcome.status == "ok"]
     clips = [clips[i] for i in _spread(len(clips), number)]
     files = []
@@ -31,14 +58,6 @@ def choose(folder: Path, outcomes: Mapping[str, Outcome], number: int, suffix: s
         share = number // len(clips) + (place < number % len(clips))
         files += [paths[i] for i in _spread(len(paths), share)]
     return files
-
-
-def write(output: Path, files: list[Path], rows: list[list[np.ndarray]]) -> Path:
-    """Draw previews/NAME.png beside the folder `output`: for each file, its images (RGB uint8) side by side."""
-    path = output.parent / "previews" / f"{output.name}.png"
-    make_folder(path.parent)
-    write_whole(path, encode_image(sheet([f"{file.parent.name}/{file.stem}" for file in files], rows)))
-    return path
 
 
 def sheet(captions: list[str], rows: list[list[np.ndarray]]) -> np.ndarray:

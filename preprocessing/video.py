@@ -52,8 +52,8 @@ class Clip:
 
     `packets` are in decoding order. `total` is the number of frames that are shown, `number` gives the
     index of each by its presentation time; it is None where a container stores none to rely on (AVI),
-    and frames are numbered as they come. `rate` is the number of frames a second, `times` are the
-    frames' seconds since the first, by index.
+    and frames are numbered as they come. `rate` is the number of frames a second, `times` are the frames' times
+    in seconds, by index. `lost` is the number of frames that the header counts but that are not there.
     """
 
     def __init__(self, path: str | Path):
@@ -63,6 +63,7 @@ class Clip:
             timed = "avi" not in container.format.name
             stream = container.streams.video[0]
             tick, self.rate = stream.time_base, stream.average_rate or DEFAULT_RATE
+            self.lost = max(0, stream.frames - len(self.packets))
         times = [packet.time for packet in self.packets if packet.shown]
         if not times:
             raise VideoError(path, "holds no video frames; it is cut off or damaged, fetch it again")
@@ -71,8 +72,7 @@ class Clip:
             self.number = {time: index for index, time in enumerate(sorted(set(times)))}
         self.total = len(self.number or times)
         if self.number:
-            first = next(iter(self.number))
-            self.times = [float((time - first) * tick) for time in self.number]
+            self.times = [float(time * tick) for time in self.number]
         else:
             self.times = [float(index / self.rate) for index in range(self.total)]
 

@@ -109,9 +109,10 @@ def test_malformed_metadata(tmp_path: Path):
         "nameless.mp4": {"label": "FAKE", "split": "train", "original": None},
         "of_a_fake.mp4": fake_of("fake.mp4"),
         "absent.mp4": REAL,
+        f"{'x' * 300}.mp4": REAL,
     }
     part(tmp_path, 0, entries)
-    names = [name for name in entries if name.endswith(".mp4") and "/" not in name and "\\" not in name]
+    names = [name for name in entries if name.endswith(".mp4") and not set("/\\") & set(name) and len(name) < 100]
     touch(tmp_path, *(f"dfdc_train_part_0/{name}" for name in {*names, "unlisted.mp4"} - {"absent.mp4"}))
     part(tmp_path, 7, {"good.mp4": REAL, "elsewhere.mp4": fake_of("good.mp4")})
     touch(tmp_path, "dfdc_train_part_7/good.mp4", "dfdc_train_part_7/elsewhere.mp4")
@@ -132,6 +133,7 @@ def test_malformed_metadata(tmp_path: Path):
         "2 labels that are neither REAL nor FAKE: dfdc_train_part_0/wrong.mp4, dfdc_train_part_0/none.mp4",
         "2 malformed entries of metadata.json: dfdc_train_part_0/list.mp4, dfdc_train_part_0/number.mp4",
         "5 names that are no names of files in their folder: dfdc_train_part_0/../../escape.mp4, ",
+        "1 names that are too long: dfdc_train_part_0/xxx",
         "1 names that are not a video's: dfdc_train_part_0/notes.txt",
         "3 fakes without a real original in the dataset: lost (of nowhere), nameless (of None), of_a_fake (of fake)",
         "1 videos listed, but not there: dfdc_train_part_0/absent.mp4",

@@ -23,7 +23,7 @@ FRAMES = 61
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An original and encodings of the very same pictures that differ in all kinds of ways."""
     root = tmp_path_factory.mktemp("fakes")
-    names = ("same", "half", "larger", "short", "dropped", "slow", "relabelled", "long")
+    names = ("same", "half", "larger", "short", "dropped", "late", "slow", "relabelled", "long")
     folder = part(root, 0, {"real.mp4": REAL} | {f"{name}.mp4": fake_of("real.mp4") for name in names})
     frames = portrait(FRAMES + 20)
     pictures = frames[:FRAMES]
@@ -35,6 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     clips.write_clip(folder / "short.mp4", pictures[:35])
     clips.write_clip(folder / "dropped.mp4", pictures, dropped=[17])
+    clips.write_clip(folder / "late.mp4", pictures, dropped=[0, 1])
     clips.write_clip(folder / "slow.mp4", pictures[::5], rate=5)
     clips.write_clip(folder / "relabelled.mp4", pictures, rate=30)
     clips.write_clip(folder / "long.mp4", frames)
@@ -63,11 +64,16 @@ def apart(root: Path, clip: str, frame: int, other: int | None = None) -> float:
         ("same", range(0, FRAMES, 10), ""),
         ("half", range(0, FRAMES, 10), "240x180, its original 480x360: boxes scaled"),
         ("larger", range(0, FRAMES, 10), "720x540, its original 480x360: boxes scaled"),
-        ("short", range(0, 35, 10), "35 frames, its original 61: 4 of 7 frames used, those that both have"),
-        ("dropped", range(0, FRAMES, 10), "60 frames, its original 61: 7 of 7 frames used, those that both have"),
-        ("slow", range(0, FRAMES, 10), "13 frames, its original 61: 7 of 7 frames used, those that both have"),
-        ("relabelled", range(0, FRAMES, 10), ""),
-        ("long", range(0, FRAMES, 10), "81 frames, its original 61: 7 of 7 frames used, those that both have"),
+        ("short", range(0, 35, 10), "35 frames at 25 a second, its original 61 at 25: 4 of 7 matched by number"),
+        ("dropped", range(0, FRAMES, 10), "60 frames at 24.59 a second, its original 61 at 25: 7 of 7 matched by time"),
+        ("late", range(10, FRAMES, 10), "59 frames at 25 a second, its original 61 at 25: 6 of 7 matched by time"),
+        ("slow", range(0, FRAMES, 10), "13 frames at 5 a second, its original 61 at 25: 7 of 7 matched by time"),
+        (
+            "relabelled",
+            range(0, FRAMES, 10),
+            "61 frames at 30 a second, its original 61 at 25: 7 of 7 matched by number",
+        ),
+        ("long", range(0, FRAMES, 10), "81 frames at 25 a second, its original 61 at 25: 7 of 7 matched by number"),
     ],
 )
 def test_crops_show_what_the_originals_do(root: Path, clip: str, frames: range, message: str):
@@ -80,12 +86,11 @@ def test_crops_show_what_the_originals_do(root: Path, clip: str, frames: range, 
         assert apart(root, clip, frame) < (3 if ratio == 1 else 10)
         for other in set(range(0, FRAMES, 10)) - {frame} if ratio == 1 else ():
             assert apart(root, clip, frame, other) > 3
-    np.testing.assert_allclose(
-        crop(root, clip, 0).shape[:2], np.multiply(crop(root, "real", 0).shape[:2], ratio), atol=2
-    )
+    expected = np.multiply(crop(root, "real", 10).shape[:2], ratio)
+    np.testing.assert_allclose(crop(root, clip, 10).shape[:2], expected, atol=2)
 
 
-@pytest.mark.parametrize("clip", ["same", "half", "larger", "short", "dropped", "slow", "relabelled", "long"])
+@pytest.mark.parametrize("clip", ["same", "half", "larger", "short", "dropped", "late", "slow", "relabelled", "long"])
 def test_equal_pictures_have_dark_diffs(root: Path, clip: str):
     """A shift by one frame (the published code's, after a dropped one) gives these pictures means of 34 to 37."""
     masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((root / "diffs" / clip).iterdir())]
@@ -119,6 +124,12 @@ def test_matching_frames():
     assert matching_frames(wanted, times(300, 30), lost) == {
         frame if frame < 100 else frame - 3: frame for frame in wanted if not 100 <= frame < 103
     }
+    # the first two frames are gone; a clip that merely begins later, and has as many frames, lost none
+    late = times(300, 30)[2:]
+    assert matching_frames(wanted, times(300, 30), late) == {frame - 2: frame for frame in wanted if frame}
+    shifted = [time + 2 / 30 for time in times(300, 30)]
+    assert matching_frames(wanted, times(300, 30), shifted) == {frame: frame for frame in wanted}
+    assert matching_frames(wanted, shifted, times(300, 30)) == {frame: frame for frame in wanted}
     assert matching_frames(wanted, times(300, 30), [0.0]) == {0: 0}
     assert matching_frames(range(0, 1000, 10), times(300, 30), times(300, 30)) == {frame: frame for frame in wanted}
 

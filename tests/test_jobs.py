@@ -78,6 +78,36 @@ def test_other_settings_start_afresh(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert (folder / "a").read_text() != first
 
 
+def test_trying_other_settings_loses_nothing(tmp_path: Path):
+    """A run with other settings that is stopped at once leaves what was done with the first ones."""
+    folder = tmp_path / "out"
+    run(work, jobs_of(folder, "a", "b"), folder, {"scale": 1}, workers=1)
+    first = {name: (folder / name).read_text() for name in "ab"}
+    with pytest.raises(OutputError):
+        run(work, jobs_of(folder, "full", "a"), folder, {"scale": 2}, workers=1)
+    run(work, jobs_of(folder, "b"), folder, {"scale": 2}, workers=1)
+    run(work, jobs_of(folder, "a", "b"), folder, {"scale": 1}, workers=1)
+    assert (folder / "a").read_text() == first["a"]
+    assert (folder / "b").read_text() != first["b"]  # it was overwritten in between, so it was done again
+
+
+def test_what_fails_has_no_output(tmp_path: Path):
+    folder = tmp_path / "out"
+    run(work, jobs_of(folder, "raises"), folder, {}, workers=1)
+    for name in ("dies", "unreadable"):  # left by an earlier run, which could read the clip
+        (folder / name).mkdir()
+        (folder / name / "old").touch()
+    run(work, jobs_of(folder, "dies", "unreadable", "a"), folder, {}, workers=1)
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def test_a_folder_belongs_to_one_stage(tmp_path: Path):
+    folder = tmp_path / "out"
+    run(work, jobs_of(folder, "a"), folder, {"stage": "one"}, workers=1)
+    with pytest.raises(StageError, match="holds the results of one"):
+        run(work, jobs_of(folder, "a"), folder, {"stage": "two"}, workers=1)
+
+
 def test_another_executor(tmp_path: Path):
     """Anything with the executor's signature will do."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -292,10 +293,63 @@ def test_boxes_that_are_not_boxes(root: Path, done: subprocess.CompletedProcess,
     finished = stage("extract_crops", tmp_path)
     assert finished.returncode == 3
     assert statuses(tmp_path, "crops") == {**dict.fromkeys(names, "no_boxes"), "odd": "no_face"}
-    assert "1 files in" in finished.stderr
-    assert "without a video: unknown" in finished.stderr
+    assert ["no_video", "1"] in [line.split()[:2] for line in finished.stdout.splitlines()]
     for name in names[:-1]:
         assert f"{tmp_path / 'bboxes' / name}.json: holds no boxes" in finished.stderr
+
+
+def test_what_went_bad_is_not_used(root: Path, done: subprocess.CompletedProcess, tmp_path: Path):
+    """A clip that was fine and is so no longer takes its boxes, crops, masks and rows along."""
+    assert done.returncode == 3
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    (copy / "dfdc_train_part_0/aa.mp4").write_bytes(b"")
+    clips.face_clip(copy / "dfdc_train_part_4/text.mp4", 11)
+    metadata = json.loads((copy / "dfdc_train_part_4/metadata.json").read_text())
+    part(copy, 4, {**metadata, "three.mp4": fake_of("nowhere.mp4")})
+    assert preprocess(copy, *SCALE).returncode == 3
+    bad = {"three": "no_original", "aa": "unreadable", "bb": "no_boxes"}
+    assert bad.items() <= statuses(copy, "crops").items()
+    assert {path.name for path in (copy / "crops").iterdir()} == {"cup", "text", "late"}
+    assert not (copy / "bboxes/aa.json").exists()
+    assert [path.name for path in (copy / "diffs").iterdir()] == ["late"]
+    assert {row["video"] for row in rows(copy / "folds.csv")} == {"text", "late"}
+
+
+def test_a_cut_off_clip_is_said_to_be_so(root: Path, tmp_path: Path):
+    folder = part(tmp_path, 0, {"half.mp4": REAL})
+    data = (root / "dfdc_train_part_0/aa.mp4").read_bytes()
+    (folder / "half.mp4").write_bytes(data[: len(data) // 2])
+    assert stage("detect_original_faces", tmp_path).returncode == 0
+    record = records(tmp_path, "bboxes")["half"]
+    there = FRAMES - record["counts"]["lost_frames"]
+    assert 100 < there < 230
+    assert record["message"] == f"cut off: {there} of {FRAMES} frames are there"
+
+
+def test_a_damaged_crop(root: Path, done: subprocess.CompletedProcess, tmp_path: Path):
+    assert done.returncode == 3
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    crop = copy / "crops/bb/0_0.png"
+    os.truncate(crop, 100)
+    finished = stage("generate_diffs", copy, "--preview", "40")  # all is done: only the preview needs it
+    assert finished.returncode == 3
+    assert f"{crop}: not an image" in finished.stderr
+    finished = stage("generate_diffs", copy, "--overwrite")
+    assert statuses(copy, "diffs")["bb"] == "unreadable"
+    assert f"delete {crop.parent} and run extract_crops.py again" in finished.stderr
+    shutil.rmtree(crop.parent)
+    assert stage("extract_crops", copy).returncode == 3
+    stage("generate_diffs", copy)
+    assert statuses(copy, "diffs")["bb"] == "ok"
+    for option in (".", ".."):
+        finished = stage("extract_crops", copy, "--crops-dir", option)
+        assert finished.returncode == 2
+        assert "a folder of their own" in finished.stderr
+    finished = stage("extract_images", copy, "--images-dir", "crops")
+    assert finished.returncode == 2
+    assert "holds the results of extract_crops" in finished.stderr
 
 
 def test_usage():
