@@ -17,9 +17,9 @@ command -v curl >/dev/null || { echo "curl is needed; install it" >&2; exit 2; }
 . "$root/environment.sh"
 use_python "$root/requirements.txt"
 
-# Whether a file is a released checkpoint; says what is wrong with it where it is not.
-sound() {
-    PYTHONPATH=$root "$PYTHON" -m training.tools.checkpoint --released "$1"
+# Whether files are released checkpoints: prints `FILE: ...` of each that is, and what is wrong with the others.
+check() {
+    PYTHONPATH=$root "$PYTHON" -m training.tools.checkpoint --released "$@"
 }
 
 # Fetch one file to NAME.part, going on from what is there.
@@ -42,16 +42,20 @@ fetch() {
     return 1
 }
 
-failed=()
+present=() failed=()
 while read -r name; do
-    if [ -f "$folder/$name" ] && sound "$folder/$name"; then
-        echo "$name: there already"
-        continue
-    fi
+    [ ! -f "$folder/$name" ] || present+=("$folder/$name")
+done < "$root/configs/released_checkpoints.txt"
+sound=
+[ ${#present[@]} -eq 0 ] || sound=$(check "${present[@]}") || true
+while read -r name; do
+    case $sound in
+        *"$folder/$name: "*) echo "$name: there already" && continue ;;
+    esac
     echo "$name"
     if ! fetch "$name"; then
         failed+=("$name")
-    elif sound "$folder/$name.part"; then
+    elif check "$folder/$name.part"; then
         mv "$folder/$name.part" "$folder/$name"
     else
         rm "$folder/$name.part"

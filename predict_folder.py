@@ -20,22 +20,22 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from inference.aggregation import STRATEGIES
-from inference.ensemble import PRECISIONS, Ensemble, ScoreError
-from inference.predictor import FRAMES, Predictor, VideoScore
+from inference.options import FRAMES, PRECISIONS
 from preprocessing.allocator import keep_freed_memory
 from preprocessing.command import detector_scale, positive, some
-from preprocessing.device import DeviceError
-from preprocessing.faces import FaceDetector
+from preprocessing.errors import ReportedError
 from preprocessing.journal import Journal, stamp_of
-from preprocessing.output import OutputError, make_folder, write_whole
+from preprocessing.output import make_folder, write_whole
 from preprocessing.video import VIDEO_SUFFIXES
-from training.tools.checkpoint import CheckpointError
+
+if TYPE_CHECKING:
+    from inference.predictor import Predictor, VideoScore
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "weights" / "default_lite0.pt"
@@ -46,7 +46,7 @@ VERSION = 2
 log = logging.getLogger("predict_folder")
 
 
-class UsageError(Exception):
+class UsageError(ReportedError):
     """What the user asked for cannot be done. The message says what to do instead."""
 
 
@@ -88,6 +88,11 @@ def main(args: argparse.Namespace) -> int:
     journal_path = args.output.with_name(f"{args.output.name}.progress.jsonl")
     check_results([args.output, journal_path, *([args.details] if args.details else [])], videos)
     checkpoints = find_checkpoints(args.models, args.weights_dir)
+
+    # PyTorch takes seconds to load: not before the arguments are known to be good.
+    from inference.ensemble import Ensemble
+    from inference.predictor import Predictor
+    from preprocessing.faces import FaceDetector
 
     ensemble = Ensemble(checkpoints, args.device, args.precision)
     scale = None if args.detector_scale == "auto" else args.detector_scale
@@ -224,13 +229,7 @@ if __name__ == "__main__":
     try:
         with logging_redirect_tqdm():
             status = main(get_args_parser().parse_args())
-    except (UsageError, CheckpointError, DeviceError, OutputError, ScoreError) as error:
-        log.error("error: %s", error)
-        status = 2
-    except torch.OutOfMemoryError:
-        log.error("error: the device's memory does not suffice; lower --batch-size, or take --device cpu")
-        status = 2
-    except OSError as error:
+    except (ReportedError, OSError) as error:
         log.error("error: %s", error)
         status = 2
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """How much faster is preprocess_data.sh than a plain version of the published procedure, with the same outputs?
 
-    python -m benchmarks.preprocess --root-dir DATA_ROOT [--copies 4]
+    python -m benchmarks.preprocess --root-dir DATA_ROOT [--copies 3]
 
 The plain version does what the published code does, made to run: OpenCV decodes a clip's frames into a list;
 one process detects faces on every frame at half scale, 32 at a time; a pool of processes writes the crops,
@@ -35,7 +35,7 @@ STAGES = ("detect_original_faces", "extract_crops", "generate_landmarks", "gener
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root-dir", type=Path, required=True, help="a dataset of DFDC's layout; it is not changed")
-    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--copies", type=int, default=3)
     parser.add_argument("--plain", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.plain:

@@ -14,9 +14,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from preprocessing.crops import MarginCrop, SquareCrop
 from preprocessing.device import choose_device
+from preprocessing.errors import ReportedError
 from training.tools.checkpoint import load_network
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # The first of the encoder's stages of blocks that bfloat16 is used in.
 FIRST_BFLOAT16 = 3
 # Crops a forward pass.
@@ -26,7 +26,7 @@ BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 16}
 CropSize = tuple[MarginCrop | SquareCrop, int]
 
 
-class ScoreError(Exception):
+class ScoreError(ReportedError):
     """A network's output that is not a number."""
 
 
@@ -49,7 +49,7 @@ class Ensemble:
             network, recipe = load_network(path)
             fold_batch_norms(network)
             network.to(self.device, memory_format=torch.channels_last)
-            reduce_precision(network, PRECISIONS[self.precision])
+            reduce_precision(network, getattr(torch, self.precision))
             self.networks.append(network)
             self.recipes.append(recipe)
         self.inputs: list[CropSize] = list(dict.fromkeys((r.crop, r.size) for r in self.recipes))
@@ -63,9 +63,12 @@ class Ensemble:
         Raises ScoreError where a network gives a value that is not finite.
         """
         pixels = {key: torch.from_numpy(squares).to(self.device) for key, squares in crops.items()}
-        columns = []
+        inputs, columns = {}, []
         for name, network, recipe in zip(self.names, self.networks, self.recipes, strict=True):
-            images = self._normalised(pixels[recipe.crop, recipe.size], recipe.mean, recipe.std)
+            way = recipe.crop, recipe.size, recipe.mean, recipe.std
+            if way not in inputs:
+                inputs[way] = self._normalised(pixels[recipe.crop, recipe.size], recipe.mean, recipe.std)
+            images = inputs[way]
             logits = network(images.to(next(network.parameters()).dtype))
             if isinstance(logits, tuple):  # networks that draw a mask as well
                 logits = logits[0]

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from inference.aggregation import STRATEGIES
-from inference.ensemble import BATCH_SIZE, CropSize, Ensemble
+from inference.ensemble import BATCH_SIZE, CropSize, Ensemble, ScoreError
+from inference.options import FRAMES
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
 from preprocessing.video import Frame, VideoError, sample_frames
 
-FRAMES = 32
 # The score of a video that nothing is known about.
 UNKNOWN = 0.5
 
@@ -102,7 +102,8 @@ class Predictor:
     def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
         """One VideoScore a path, in the order given.
 
-        A clip that cannot be read is answered with its status. Raises ScoreError where a network breaks down.
+        A clip that cannot be read is answered with its status. Raises ScoreError where a network breaks down or
+        the device's memory is short.
         """
         with ThreadPoolExecutor(self.workers, "decode") as pool:
             try:
@@ -111,6 +112,10 @@ class Predictor:
                     # On a CPU both stages would fight for the same cores.
                     jobs = _in_background(jobs)
                 yield from self._classify(jobs)
+            except torch.OutOfMemoryError:
+                raise ScoreError(
+                    "the device's memory does not suffice; lower --batch-size, or take --device cpu"
+                ) from None
             finally:
                 pool.shutdown(cancel_futures=True)
 

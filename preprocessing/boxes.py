@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from preprocessing.output import write_whole
 from preprocessing.video import FRAME_STEP
@@ -68,6 +67,8 @@ def face_numbers(boxes: Boxes) -> dict[int, list[int]]:
 
 def _matches(boxes: list[np.ndarray], faces: list[np.ndarray]) -> list[tuple[int, int]]:
     """Pairs of indices, into boxes and into faces, of what belongs together."""
+    from scipy.optimize import linear_sum_assignment  # takes long to load, and few stages come here
+
     apart = np.array([[_distance(box, face) for face in faces] for box in boxes]).reshape(len(boxes), len(faces))
     pairs = zip(*linear_sum_assignment(np.minimum(apart, 1)), strict=True)
     return [pair for pair in pairs if apart[pair] < 1]

@@ -17,9 +17,9 @@ import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from preprocessing import preview
-from preprocessing.dataset import LAYOUTS, Dataset, DatasetError, read_dataset
+from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
+from preprocessing.errors import ReportedError
 from preprocessing.jobs import FINE, Job, Outcome, StageError, journal_of, run, summary
-from preprocessing.output import OutputError
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def main(stage: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPa
     try:
         with logging_redirect_tqdm():
             status = stage(args)
-    except (DatasetError, OutputError, StageError) as error:
+    except ReportedError as error:
         log.error("error: %s", error)
         status = 2
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preprocessing.errors import ReportedError
 from preprocessing.video import VIDEO_SUFFIXES
 
 LONGEST_NAME = 200  # bytes: results' names are a little longer than the video's, and 255 is the most
@@ -21,7 +22,7 @@ CELEB_DF_TESTS = "List_of_testing_videos.txt"
 PART = re.compile(r"dfdc_train_part_(\d+)")
 
 
-class DatasetError(Exception):
+class DatasetError(ReportedError):
     """A folder that is no dataset. The message says what was looked for."""
 
 

@@ -83,13 +83,10 @@ def detect(path: Path, output: Path, scale: float | str, device: str) -> Outcome
 @functools.cache
 def get_detector(preset: str, scale: float | None, device: str) -> FaceDetector:
     """This process's FaceDetector. PyTorch is loaded here, where it is needed: it takes seconds."""
-    from preprocessing.device import DeviceError, choose_device
+    from preprocessing.device import choose_device
     from preprocessing.faces import FaceDetector
 
-    try:
-        return FaceDetector(preset, choose_device(device), scale)
-    except DeviceError as error:
-        raise StageError(str(error)) from None
+    return FaceDetector(preset, choose_device(device), scale)
 
 
 def find_faces(detector: FaceDetector, images: list[np.ndarray]) -> list[list[Face]]:

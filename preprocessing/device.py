@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from preprocessing.errors import ReportedError
 
-class DeviceError(Exception):
+
+class DeviceError(ReportedError):
     """A device that is not there."""
 
 

@@ -3,7 +3,7 @@
     jobs -> an executor (local processes) -> (job, outcome) as each ends -> the stage's journal -> a table
 
 A stage is a function that is called with a job's arguments, writes the job's output as a whole and returns
-an Outcome. What it raises is that clip's failure, except OutputError and StageError, which end the stage.
+an Outcome. What it raises is that clip's failure, except a ReportedError, which ends the stage.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from preprocessing.allocator import keep_freed_memory
 from preprocessing.boxes import BoxesError
+from preprocessing.errors import ReportedError
 from preprocessing.images import ImageError
 from preprocessing.journal import Journal, last_settings, stamp_of
-from preprocessing.output import OutputError, make_folder, remove
+from preprocessing.output import make_folder, remove
 from preprocessing.video import VideoError
 
 # Statuses of clips that have an output, and those that are no failure: nothing to mend, nothing to retry.
@@ -42,7 +43,7 @@ MOST_DEATHS = 10
 log = logging.getLogger(__name__)
 
 
-class StageError(Exception):
+class StageError(ReportedError):
     """A stage that cannot go on. The message says what to do."""
 
 
@@ -66,7 +67,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-# Yields each job with its outcome as it ends, in any order; raises OutputError and StageError of the function.
+# Yields each job with its outcome as it ends, in any order; raises a ReportedError of the function.
 # Closed before its end, it stops what is under way.
 Outcomes = Generator[tuple[Job, Outcome], None, None]
 Executor = Callable[[Callable[..., Outcome], Iterable[Job], int], Outcomes]
@@ -190,7 +191,7 @@ def _attempt(function: Callable[..., Outcome], arguments: tuple) -> Outcome:
     start = time.perf_counter()
     try:
         outcome = function(*arguments)
-    except (OutputError, StageError):
+    except ReportedError:
         raise
     except (VideoError, BoxesError, ImageError) as error:
         outcome = Outcome(error.status, str(error))

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from preprocessing.errors import ReportedError
 
-class OutputError(Exception):
+
+class OutputError(ReportedError):
     """A result that cannot be written: no space, no permission. What failed once fails for the next clip too."""
 
     @classmethod

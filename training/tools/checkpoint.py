@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from preprocessing.crops import CROPS, MarginCrop, SquareCrop
+from preprocessing.errors import ReportedError
 from training.zoo import build_network
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,7 +35,7 @@ SAFE_GLOBALS = [
 ]
 
 
-class CheckpointError(Exception):
+class CheckpointError(ReportedError):
     """A checkpoint that cannot be used. The message names the file, what is wrong and what to do."""
 
     def __init__(self, path: str | Path, reason: str):
