@@ -180,9 +180,11 @@ def plain_landmarks(root: Path) -> None:
 
 
 def plain_landmark(root: Path, name: str) -> None:
+    import torch
     from facenet_pytorch import MTCNN
     from PIL import Image
 
+    torch.set_num_threads(1)  # as many processes as cores: more threads than that would only be in each other's way
     detector = MTCNN(margin=0, thresholds=[0.65, 0.75, 0.75], device="cpu")
     (root / "landmarks" / name).mkdir(parents=True)
     for path in (root / "crops" / name).iterdir():

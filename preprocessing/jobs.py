@@ -100,10 +100,8 @@ def run(
         if journal.changed:
             log.info("another %s than in the last run: done again where need be", ", ".join(journal.changed))
         stamps = {job.clip: [stamp_of(path) for path in job.inputs] for job in jobs}
-        outcomes = dict.fromkeys(stamps)
-        outcomes |= {
-            job.clip: _earlier(job, journal.finished(job.clip, stamps[job.clip]), retry_failed) for job in jobs
-        }
+        records = {clip: journal.finished(clip, stamp) for clip, stamp in stamps.items()}
+        outcomes = {job.clip: _earlier(job, records[job.clip], retry_failed) for job in jobs}
         todo = [job for job in jobs if not outcomes[job.clip]]
         deaths = 0
         bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="clip", desc=output.name)
@@ -128,9 +126,7 @@ def journal_of(output: Path) -> Path:
     return output.parent / "progress" / f"{output.name}.jsonl"
 
 
-def run_local(
-    function: Callable[..., Outcome], jobs: Iterable[Job], workers: int
-) -> Generator[tuple[Job, Outcome], None, None]:
+def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: int) -> Outcomes:
     """An Executor: processes on this machine, each with one thread and one clip at a time."""
     # Set before a process starts: libraries read it when they are loaded.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
