@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from tests import clips
 from tests.datasets import (
@@ -359,3 +360,21 @@ def test_usage():
         )  # fmt: skip
         assert finished.returncode == 2
         assert "usage: " in finished.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(root: Path, done: subprocess.CompletedProcess, tmp_path: Path):
+    """The same faces and landmarks as on the CPU, but for rounding."""
+    assert done.returncode == 3
+    folder = part(tmp_path, 0, {"aa.mp4": REAL, "three.mp4": REAL})
+    shutil.copy(root / "dfdc_train_part_0/aa.mp4", folder)
+    shutil.copy(root / "dfdc_train_part_4/three.mp4", folder)
+    finished = preprocess(tmp_path, *SCALE, "--device", "cuda", "--workers", "2")
+    assert finished.returncode == 0, finished.stderr
+    for clip in ("aa", "three"):
+        ours, expected = (json.loads((place / f"bboxes/{clip}.json").read_text()) for place in (tmp_path, root))
+        assert ours.keys() == expected.keys()
+        for frame, boxes in ours.items():
+            np.testing.assert_allclose(boxes, expected[frame], atol=1)
+        for path in (root / "landmarks" / clip).iterdir():
+            np.testing.assert_allclose(np.load(tmp_path / "landmarks" / clip / path.name), np.load(path), atol=2)
