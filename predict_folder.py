@@ -17,16 +17,15 @@ import hashlib
 import io
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from inference.aggregation import STRATEGIES
 from inference.options import FRAMES, PRECISIONS
+from preprocessing import command
 from preprocessing.allocator import keep_freed_memory
 from preprocessing.command import detector_scale, positive, some
 from preprocessing.errors import ReportedError
@@ -224,15 +223,4 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        with logging_redirect_tqdm():
-            status = main(get_args_parser().parse_args())
-    except (ReportedError, OSError) as error:
-        log.error("error: %s", error)
-        status = 2
-    except KeyboardInterrupt:
-        log.error("stopped; the same command takes up where this run was")
-        status = 130
-    sys.exit(status)
+    command.main(main, get_args_parser())

@@ -1,4 +1,4 @@
-"""What the stages' command lines share: arguments, messages, exit statuses.
+"""What the command lines share: arguments, messages, exit statuses.
 
 0 all is done; 3 some clips failed (the others are done); 2 the stage cannot go on; 130 stopped by Ctrl-C.
 """
@@ -117,15 +117,15 @@ def finish(outcomes: Mapping[str, Outcome], remedy: str) -> int:
     return 3 if failed else 0
 
 
-def main(stage: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> None:
-    """Run a stage's command line and exit with its status."""
+def main(program: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> None:
+    """Run a command line and exit with its status."""
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parser.parse_args()
     try:
         with logging_redirect_tqdm():
-            status = stage(args)
-    except ReportedError as error:
+            status = program(args)
+    except (ReportedError, OSError) as error:
         log.error("error: %s", error)
         status = 2
     except KeyboardInterrupt:
