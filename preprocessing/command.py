@@ -69,7 +69,7 @@ def detector_scale(text: str) -> float | str:
     return float(text)
 
 
-def some(names: Sequence[str], limit: int = 5) -> str:
+def some(names: Sequence[str], limit: int = 10) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
