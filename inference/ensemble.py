@@ -67,7 +67,7 @@ class Ensemble:
         for name, network, recipe in zip(self.names, self.networks, self.recipes, strict=True):
             way = recipe.crop, recipe.size, recipe.mean, recipe.std
             if way not in inputs:
-                inputs[way] = self._normalised(pixels[recipe.crop, recipe.size], recipe.mean, recipe.std)
+                inputs[way] = recipe.normalise(pixels[recipe.crop, recipe.size])
             images = inputs[way]
             logits = network(images.to(next(network.parameters()).dtype))
             if isinstance(logits, tuple):  # networks that draw a mask as well
@@ -77,11 +77,6 @@ class Ensemble:
                 raise ScoreError(f"{name} gives no finite score in {self.precision}; use --precision float32")
             columns.append(logits.sigmoid().cpu().numpy())
         return np.stack(columns, axis=1)
-
-    def _normalised(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-        """(n, size, size, 3) uint8 -> (n, 3, size, size) float32, channels last in memory."""
-        mean, std = (torch.tensor(values, device=self.device) for values in (mean, std))
-        return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

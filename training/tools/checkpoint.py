@@ -21,6 +21,7 @@ from torch import nn
 
 from preprocessing.crops import CROPS, MarginCrop, SquareCrop
 from preprocessing.errors import ReportedError
+from preprocessing.output import whole_file
 from training.zoo import build_network
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,6 +57,11 @@ class Recipe:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop: MarginCrop | SquareCrop = field(default_factory=MarginCrop)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's input: uint8 (n, size, size, 3) to float32 (n, 3, size, size), channels last in memory."""
+        mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
+        return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "crop": {"kind": self.crop.kind, **asdict(self.crop)}}
@@ -109,12 +115,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises CheckpointError where the file is missing, damaged, no checkpoint, or would run code.
     """
+    checkpoint = _read(path)
+    if not isinstance(checkpoint, dict) or not _is_state(checkpoint.get("state_dict")):
+        raise CheckpointError(path, "holds no weights under `state_dict`; it is of another program")
+    return checkpoint
+
+
+def load_encoder(encoder: nn.Module, path: str | Path) -> None:
+    """Set an encoder's weights to those of a file: a checkpoint of this project, or a state dict under timm's names.
+
+    timm's own 1000-class head, which is not used, may be missing. Raises CheckpointError.
+    """
+    content = _read(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not _is_state(state):
+        raise CheckpointError(path, "holds no weights")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    inside = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    head = {f"classifier.{key}": value for key, value in encoder.get_classifier().state_dict().items()}
+    try:
+        encoder.load_state_dict({**head, **(inside or state)}, strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise CheckpointError(path, f"its weights are not those of the configuration's encoder: {first}") from None
+
+
+def _read(path: str | Path) -> Any:
+    """What a file of PyTorch's holds, on the CPU. Raises CheckpointError."""
     if not Path(path).is_file():
         raise CheckpointError(path, "no such checkpoint")
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)|unrecognized function (\S+)", str(error))
         if call:
@@ -125,21 +158,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             path, f"cut off, damaged or not a checkpoint ({type(error).__name__}); fetch it again"
         ) from None
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
-    ):
-        raise CheckpointError(path, "holds no weights under `state_dict`; it is of another program")
-    return checkpoint
+
+
+def _is_state(state: Any) -> bool:
+    """Whether this is a dict of tensors by name, and not empty."""
+    return (
+        isinstance(state, dict)
+        and bool(state)
+        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
+    )
 
 
 def save_checkpoint(path: str | Path, state_dict: dict[str, torch.Tensor], recipe: Recipe, **more: Any) -> None:
-    """Write a checkpoint that `load_network` reads. The file appears whole or not at all."""
-    temporary = Path(f"{path}.part")
-    torch.save({"state_dict": state_dict, "recipe": recipe.to_dict(), **more}, temporary)
-    temporary.replace(path)
+    """Write a checkpoint that `load_network` reads. The file appears whole or not at all. Raises OutputError."""
+    with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+        torch.save({"state_dict": state_dict, "recipe": recipe.to_dict(), **more}, file)
 
 
 def _check_fit(

@@ -12,12 +12,20 @@ NETWORKS = {
 }
 
 
-def build_network(network: str, encoder: str, pretrained: bool = False) -> nn.Module:
+def build_network(
+    network: str,
+    encoder: str,
+    pretrained: bool = False,
+    dropout: float | None = None,
+    drop_path: float | None = None,
+) -> nn.Module:
     """A network by name. Nothing is downloaded unless `pretrained` asks for the encoder's published weights.
 
+    `dropout` (before the last layer) and `drop_path` (stochastic depth in the encoder): other rates than the names'.
     Raises ValueError for an unknown name, with those that are known.
     """
     for name, known in ((network, NETWORKS), (encoder, ENCODERS)):
         if name not in known:
             raise ValueError(f"unknown name {name!r}; known: {', '.join(known)}")
-    return NETWORKS[network](encoder, pretrained=pretrained)
+    rates = {} if dropout is None else {"dropout_rate": dropout}
+    return NETWORKS[network](encoder, pretrained=pretrained, drop_path=drop_path, **rates)

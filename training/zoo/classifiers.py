@@ -23,9 +23,11 @@ SRM_KERNELS = (
 class DeepFakeClassifier(nn.Module):
     """The winning solution's network. Input (n, 3, height, width), normalised; output (n, 1) logits."""
 
-    def __init__(self, encoder: str, dropout_rate: float = 0.0, pretrained: bool = False):
+    def __init__(
+        self, encoder: str, dropout_rate: float = 0.0, pretrained: bool = False, drop_path: float | None = None
+    ):
         super().__init__()
-        self.encoder = build_encoder(encoder, pretrained)
+        self.encoder = build_encoder(encoder, pretrained, drop_path)
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout_rate)
         self.fc = nn.Linear(self.encoder.num_features, 1)
@@ -38,8 +40,10 @@ class DeepFakeClassifier(nn.Module):
 class DeepFakeClassifierSRM(DeepFakeClassifier):
     """DeepFakeClassifier on the noise left by three fixed SRM filters."""
 
-    def __init__(self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False):
-        super().__init__(encoder, dropout_rate, pretrained)
+    def __init__(
+        self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
+    ):
+        super().__init__(encoder, dropout_rate, pretrained, drop_path)
         self.srm_conv = nn.Conv2d(3, 3, kernel_size=5, padding=2, bias=False)
         # Each filter looks at the three colours alike.
         kernels = torch.stack(SRM_KERNELS)[:, None].repeat(1, 3, 1, 1)
@@ -52,8 +56,10 @@ class DeepFakeClassifierSRM(DeepFakeClassifier):
 class DeepFakeClassifierGWAP(DeepFakeClassifier):
     """DeepFakeClassifier with global weighted average pooling."""
 
-    def __init__(self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False):
-        super().__init__(encoder, dropout_rate, pretrained)
+    def __init__(
+        self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
+    ):
+        super().__init__(encoder, dropout_rate, pretrained, drop_path)
         self.avg_pool = GlobalWeightedAveragePool(self.encoder.num_features)
 
 

@@ -31,7 +31,11 @@ ENCODERS = {
 }
 
 
-def build_encoder(name: str, pretrained: bool = False) -> nn.Module:
-    """timm's EfficientNet for a name of ENCODERS, with its 1000-class head (released checkpoints hold it)."""
+def build_encoder(name: str, pretrained: bool = False, drop_path: float | None = None) -> nn.Module:
+    """timm's EfficientNet for a name of ENCODERS, with its 1000-class head (released checkpoints hold it).
+
+    `drop_path`: another rate of stochastic depth than the name's.
+    """
     encoder = ENCODERS[name]
-    return timm.create_model(encoder.timm_name, pretrained=pretrained, drop_path_rate=encoder.drop_path)
+    rate = encoder.drop_path if drop_path is None else drop_path
+    return timm.create_model(encoder.timm_name, pretrained=pretrained, drop_path_rate=rate)

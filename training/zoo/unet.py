@@ -19,8 +19,10 @@ LEVELS = ((0, 2), (2, 3), (3, 5), (5, None))
 class EfficientUnetClassifier(DeepFakeClassifier):
     """Input (n, 3, height, width), sides divisible by 32; output (n, 1) logits and mask logits like the input."""
 
-    def __init__(self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False):
-        super().__init__(encoder, dropout_rate, pretrained)
+    def __init__(
+        self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
+    ):
+        super().__init__(encoder, dropout_rate, pretrained, drop_path)
         self.decoder = Decoder(self._skip_channels(), self.encoder.num_features)
         self.final = nn.Conv2d(DECODER_FILTERS[0], 1, kernel_size=1, bias=False)
         for module in (*self.decoder.modules(), self.final):

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Train the winning solution's five networks, one seed after the other. Stopped, the same command takes them up.
+set -euo pipefail
+
+usage() {
+    cat >&2 <<USAGE
+usage: $0 DATA_ROOT NUM_GPUS [config] [options of training/pipelines/train_classifier.py]
+  DATA_ROOT   what preprocess_data.sh has worked on
+  NUM_GPUS    processes, one a GPU; 0: train on the CPU
+  config      default: configs/b7.json
+USAGE
+    exit 2
+}
+
+case ${1:--} in -*) usage ;; esac
+[[ ${2:-} =~ ^[0-9]+$ ]] || usage
+root=$(cd "$(dirname "$0")" && pwd)
+data=$1 gpus=$2 config=$root/configs/b7.json
+shift 2
+case ${1:--} in
+    -*) ;;
+    *)
+        config=$1
+        shift
+        ;;
+esac
+. "$root/environment.sh"
+use_python "$root/requirements.txt"
+
+launch=("$PYTHON") device=cpu
+if [ "$gpus" -gt 0 ]; then
+    launch=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$gpus") device=cuda
+fi
+name=$(basename "$config" .json)
+for seed in 111 555 777 888 999; do
+    echo "== seed $seed"
+    status=0
+    "${launch[@]}" "$root/training/pipelines/train_classifier.py" --config "$config" --data-dir "$data" \
+        --device "$device" --seed "$seed" --prefix "${name}_${seed}_" --fold 0 --label-smoothing 0.01 \
+        --output-dir "$root/weights" --logdir "$root/logs" "$@" || status=$?
+    if [ "$status" != 0 ]; then
+        echo "stopped at seed $seed (exit status $status); the same command takes it up" >&2
+        exit "$status"
+    fi
+done

@@ -1,0 +1,1 @@
+"""Crops of faces as training samples."""

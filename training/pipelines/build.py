@@ -1,0 +1,243 @@
+"""What a training run is put together from: data, network, optimizer, by its arguments and its configuration."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from preprocessing.allocator import keep_freed_memory
+from preprocessing.crops import MarginCrop, SquareCrop
+from preprocessing.errors import ReportedError
+from training.datasets.classifier_dataset import (
+    PADDING_PART,
+    ClassifierDataset,
+    Source,
+    ValidationDataset,
+    concatenate,
+)
+from training.datasets.folds import Crops, EpochBatches, read_folds, training_rows, validation_rows
+from training.losses import MASK_LOSS, BalancedLoss
+from training.pipelines.engine import Learner
+from training.tools.checkpoint import CheckpointError, load_encoder, load_network
+from training.tools.config import Config
+from training.tools.distributed import Processes
+from training.tools.optimizers import build_optimizer
+from training.transforms.albu import Augmentation
+from training.zoo import build_network
+
+# Validation keeps nothing for gradients: so many times more crops go through at once.
+VALIDATION_BATCH = 2
+MOST_WORKERS = 8
+
+log = logging.getLogger(__name__)
+
+
+class SetupError(ReportedError):
+    """Settings that do not go together, or weights that cannot be fetched."""
+
+
+class Data(NamedTuple):
+    """`batches` draws what `training` loads; its epoch is to be set before each."""
+
+    crops: Crops
+    batches: EpochBatches
+    training: DataLoader
+    validation: DataLoader
+
+
+def data(args: argparse.Namespace, config: Config, world: Processes) -> Data:
+    """Raises FoldsError, SetupError."""
+    dataset = training_dataset(args, config, masks=args.only_changed_frames or MASK_LOSS in config.losses)
+    crops, optimizer = dataset.source.crops, config.optimizer
+    batches = EpochBatches(
+        dataset.rows,
+        crops.fake[dataset.rows],
+        optimizer.batch_size,
+        config.batches_per_epoch,
+        args.seed,
+        not args.no_oversample,
+        world.rank,
+        world.total,
+    )
+    return Data(
+        crops,
+        batches,
+        loader(dataset, batches, args.workers, world),
+        validation_loader(args, dataset.source, config.size, optimizer.batch_size * VALIDATION_BATCH, world),
+    )
+
+
+def validation_loader(
+    args: argparse.Namespace, source: Source, size: int, batch_size: int, world: Processes
+) -> DataLoader:
+    """This process' share of the validation's crops, each of which is in one share. Raises FoldsError."""
+    rows = validation_rows(source.crops, args.fold, args.public_validation)[world.rank :: world.total].tolist()
+    batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    return loader(ValidationDataset(source, size, args.padding_part), batches, args.workers, world)
+
+
+def training_dataset(args: argparse.Namespace, config: Config, masks: bool) -> ClassifierDataset:
+    """Raises FoldsError, SetupError."""
+    source = read_source(args)
+    return ClassifierDataset(
+        source,
+        training_rows(source.crops, args.fold, args.public_validation),
+        Augmentation(config.size, config.augmentation),
+        args.seed,
+        args.label_smoothing,
+        "none" if args.no_hardcore else args.dropout,
+        args.padding_part,
+        masks,
+    )
+
+
+def read_source(args: argparse.Namespace) -> Source:
+    """Raises FoldsError, and SetupError where there is no folder of crops."""
+    crops = read_folds(args.folds_csv or args.data_dir / "folds.csv")
+    folder = args.data_dir / args.crops_dir
+    if not folder.is_dir():
+        raise SetupError(f"{folder}: no such folder; run preprocessing/extract_crops.py, or see --crops-dir")
+    return Source(args.data_dir, args.crops_dir, crops)
+
+
+def loader(dataset: Dataset, batches: Any, workers: int, world: Processes) -> DataLoader:
+    """Samples are seeded by themselves: the loader's own generator keeps its draws out of PyTorch's."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=concatenate,
+        pin_memory=world.device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),
+    )
+
+
+def _one_thread(worker: int) -> None:  # noqa: ARG001
+    cv2.setNumThreads(1)
+
+
+def default_workers() -> int:
+    """One a core, the cores divided among the processes of this machine."""
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def crop_rule(config: Config, padding_part: int) -> MarginCrop | SquareCrop:
+    """The part of the frame that the network sees, once the margin has been cut down. Raises SetupError."""
+    crop = config.crop_rule()
+    if padding_part == PADDING_PART:
+        return crop
+    if crop != MarginCrop():
+        raise SetupError("--padding-part cuts down the margin of one third, which crops by the configuration have not")
+    return MarginCrop(1 / padding_part)
+
+
+def settings(args: argparse.Namespace, config: Config, crops: Crops, world: Processes) -> dict[str, Any]:
+    """All that decides on the result, as JSON."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "seed": args.seed,
+        "fold": args.fold,
+        "public_validation": args.public_validation,
+        "label_smoothing": args.label_smoothing,
+        "padding_part": args.padding_part,
+        "dropout": "none" if args.no_hardcore else args.dropout,
+        "oversample": not args.no_oversample,
+        "only_changed_frames": args.only_changed_frames,
+        "freeze_epochs": args.freeze_epochs,
+        "folds_csv": crops.digest,
+        "processes": world.total,
+    }
+
+
+def network(config: Config, fresh: bool, weights: str | Path | None = None) -> nn.Module:
+    """The network of a configuration, on the CPU.
+
+    If `fresh`, with the weights that it starts from: those of the checkpoint `weights`, or the configuration's
+    pretrained encoder. Raises CheckpointError, and SetupError where nothing can be downloaded.
+    """
+    download = fresh and config.pretrained is True and not weights
+    try:
+        built = build_network(config.network, config.encoder, download, config.dropout, config.drop_path)
+    except Exception as error:
+        if not download:
+            raise
+        raise SetupError(
+            f"the published weights of {config.encoder} cannot be fetched ({type(error).__name__}: {error}); "
+            "connect to the internet, or give --set pretrained=FILE or pretrained=false (random weights)"
+        ) from None
+    if fresh and weights:
+        _copy_weights(built, weights)
+    elif fresh and isinstance(config.pretrained, str):
+        load_encoder(built.encoder, config.pretrained)
+    elif fresh and not config.pretrained:
+        log.warning("the encoder starts from random weights (pretrained is false)")
+    return built
+
+
+def _copy_weights(built: nn.Module, path: str | Path) -> None:
+    """Raises CheckpointError for those of another network."""
+    try:
+        built.load_state_dict(load_network(path)[0].state_dict())
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise CheckpointError(path, f"its weights are not those of the configuration's network: {first}") from None
+
+
+def learner(config: Config, network: nn.Module, crop: MarginCrop | SquareCrop, world: Processes) -> Learner:
+    """The network on its device, and what trains it. Raises OptimizerError."""
+    if world.device.type == "cpu":
+        keep_freed_memory()
+    torch.backends.cudnn.benchmark = True
+    memory = torch.channels_last if config.channels_last else torch.contiguous_format
+    network = world.synchronise_batch_norms(network).to(world.device, memory_format=memory)
+    network.encoder.get_classifier().requires_grad_(False)  # timm's head of 1000 classes is not used
+    mixed = mixed_precision(config, world.device)
+    optimizer, schedule = config.optimizer, config.optimizer.schedule
+    curve = schedule.curve()
+    return Learner(
+        network=network,
+        model=network,
+        recipe=config.recipe(crop),
+        loss=BalancedLoss(config.losses, config.ohem_samples),
+        optimizer=build_optimizer(optimizer, network),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=mixed == torch.float16),
+        rate=lambda epoch, step: curve.rate(optimizer.learning_rate, epoch if schedule.mode == "epoch" else step),
+        clip_norm=optimizer.clip_norm,
+        accumulate=optimizer.accumulate,
+        mixed=mixed,
+        processes=world,
+        ema=ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None,
+    )
+
+
+def mixed_precision(config: Config, device: torch.device) -> torch.dtype | None:
+    """None: float32, also where float16 is asked for on a CPU, which is slow at it."""
+    if config.fp16 and device.type == "cpu" and config.amp_dtype == "float16":
+        log.info("float32: mixed precision in float16 is for GPUs")
+        return None
+    return getattr(torch, config.amp_dtype) if config.fp16 else None
+
+
+def share(learner: Learner, frozen: bool, compiled: bool) -> None:
+    """Freeze the encoder or thaw it, and share the network anew: only what is trained takes part in averaging."""
+    for name, parameter in learner.network.encoder.named_parameters():
+        parameter.requires_grad_(not frozen and not name.startswith("classifier."))
+    shared = learner.processes.share(learner.network)
+    learner.model = torch.compile(shared) if compiled else shared
+
+
+def seed_of(seed: int, epoch: int, rank: int) -> int:
+    """For PyTorch's generators (dropout, stochastic depth), anew each epoch: so nothing needs to be restored."""
+    return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])

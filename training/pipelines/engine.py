@@ -1,0 +1,215 @@
+"""An epoch of training, and an evaluation: plain functions of what they are given, which return figures."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from preprocessing.command import some
+from preprocessing.errors import ReportedError
+from training.datasets.classifier_dataset import Batch
+from training.datasets.folds import Crops
+from training.losses import BalancedLoss
+from training.tools.checkpoint import Recipe
+from training.tools.distributed import Processes
+from training.tools.metrics import mean_by_video
+
+# So many broken images stop a run: a share of those seen in an epoch, but a few are always forgiven.
+BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(ReportedError):
+    """Training that cannot go on."""
+
+
+@dataclass
+class Learner:
+    """What is trained, and by what rule.
+
+    `network` holds the weights; `model` is the same for the forward pass, shared between the processes or compiled.
+    `mixed`: the format of mixed precision, None for float32. `rate`: the learning rate at a step or epoch.
+    """
+
+    network: nn.Module
+    model: nn.Module
+    recipe: Recipe
+    loss: BalancedLoss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    rate: Callable[[int, int], float]
+    clip_norm: float
+    accumulate: int
+    mixed: torch.dtype | None
+    processes: Processes
+    ema: ModelEmaV3 | None = None
+    steps: int = 0
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The network to evaluate and to keep."""
+        return self.ema.module if self.ema else self.network
+
+
+def train_one_epoch(learner: Learner, batches: Iterable[Batch], epoch: int, crops: Crops) -> dict[str, float | int]:
+    """One pass over the batches; `learner` is changed in place. The network's mode (frozen or not) is the caller's.
+
+    Returns `train_loss` (mean over the batches, of all processes), `lr` (of the last step), `images_per_second` and
+    `broken` (of all processes), `seconds`.
+
+    Raises TrainingError, in all processes at once, where a loss is not finite or too many images are broken.
+    """
+    started = time.monotonic()
+    losses, seen, broken, rate = [], 0, 0, 0.0
+    first = learner.processes.first
+    bar = tqdm(batches, desc=f"epoch {epoch}", disable=None if first else True, leave=False, mininterval=1)
+    for number, batch in enumerate(bar):
+        rate = learner.rate(epoch, learner.steps)
+        loss, images, failed = train_step(learner, batch, rate)
+        for message in batch.broken:
+            log.warning("replaced by another: %s", message)
+        if not math.isfinite(loss):
+            names = [name for names in learner.processes.gather(_names(batch, crops)) for name in names]
+            raise TrainingError(
+                f"the loss is {loss} in epoch {epoch}, batch {number} ({some(names)}); lower the learning rate, or "
+                "leave float16 (--opt-level O0). The checkpoints are those of the epochs before"
+            )
+        losses.append(loss)
+        seen, broken = seen + images, broken + failed
+        check_broken(broken, seen)
+        bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", rate=f"{rate:.2e}", refresh=False)
+    seconds = time.monotonic() - started
+    return {
+        "train_loss": float(np.mean(losses)),
+        "lr": rate,
+        "images_per_second": seen / seconds,
+        "broken": broken,
+        "seconds": seconds,
+    }
+
+
+def train_step(learner: Learner, batch: Batch, rate: float) -> tuple[float, int, int]:
+    """One step of the optimizer, unless the loss is not finite.
+
+    Returns the loss of the whole batch, and its images and broken images, of all processes together.
+    """
+    processes, device = learner.processes, learner.processes.device
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    images, labels, valid, known, masks = (
+        None if field is None else field.to(device, non_blocking=True)
+        for field in (batch.images, batch.labels, batch.valid, batch.known, batch.masks)
+    )
+    counts = processes.sum(learner.loss.counts(labels, valid))
+    size = len(labels) // learner.accumulate
+    total = labels.new_zeros(())
+    for first in range(0, len(labels), size):
+        part = slice(first, first + size)
+        with _shared_gradients(learner.model, first + size >= len(labels)):
+            logits, drawn = forward(learner.model, learner.recipe, images[part], learner.mixed)
+            # Gradients are averaged over the processes; what is wanted is the sum of their shares.
+            loss = learner.loss(logits, labels[part], valid[part], counts) * processes.total
+            if drawn is not None:
+                loss = loss + learner.loss.of_mask(drawn, masks[part], known[part]) / learner.accumulate
+            learner.scaler.scale(loss).backward()
+        total += loss.detach() / processes.total
+    figures = torch.stack([total, total.new_tensor(len(labels)), total.new_tensor(len(batch.broken))])
+    loss, seen, broken = processes.sum(figures).tolist()
+    if math.isfinite(loss):
+        _update(learner)
+    return loss, round(seen), round(broken)
+
+
+def forward(
+    model: nn.Module, recipe: Recipe, images: torch.Tensor, mixed: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits (n,) of uint8 images (n, size, size, 3); and mask logits (n, 1, size, size), if the network draws them."""
+    with torch.autocast(images.device.type, mixed, enabled=mixed is not None):
+        output = model(recipe.normalise(images))
+    logits, drawn = output if isinstance(output, tuple) else (output, None)
+    return logits[:, 0].float(), None if drawn is None else drawn.float()
+
+
+def check_broken(broken: int, seen: int) -> None:
+    """Raises TrainingError where too many images could not be read."""
+    if broken > max(BROKEN_ALWAYS, BROKEN_SHARE * seen):
+        raise TrainingError(
+            f"{broken} of {broken + seen} images cannot be read (named above); mend them, or --crops-dir"
+        )
+
+
+class VideoScores(NamedTuple):
+    """`videos`: ids; `scores` (n,): mean probability over the frames; `frames` (n,): how many; `fake`: bool (n,)."""
+
+    videos: list[str]
+    scores: np.ndarray
+    frames: np.ndarray
+    fake: np.ndarray
+
+
+@torch.no_grad()
+def score_videos(
+    network: nn.Module,
+    recipe: Recipe,
+    batches: Iterable[Batch],
+    crops: Crops,
+    processes: Processes,
+    mixed: torch.dtype | None = None,
+) -> VideoScores:
+    """The scores of the videos whose crops are in the batches of all processes, in all of them; each crop counts once.
+
+    Raises TrainingError, in all processes at once, where scores are not finite or too many images are broken.
+    """
+    network.eval()
+    rows, scores, broken = [], [], []
+    bar = tqdm(batches, desc="validation", disable=None if processes.first else True, leave=False, mininterval=1)
+    for batch in bar:
+        broken += batch.broken
+        if len(batch.rows):
+            logits, _ = forward(network, recipe, batch.images.to(processes.device, non_blocking=True), mixed)
+            scores.append(logits.sigmoid().double().cpu().numpy())
+            rows.append(batch.rows.numpy())
+    for message in broken:
+        log.warning("left out: %s", message)
+    parts = processes.gather((np.concatenate([[], *rows]), np.concatenate([[], *scores]), len(broken)))
+    rows, scores, broken = zip(*parts, strict=True)
+    row, score = np.concatenate(rows).astype(int), np.concatenate(scores)
+    check_broken(sum(broken), len(row))
+    if not len(row) or not np.isfinite(score).all():
+        raise TrainingError("no finite scores of the validation's crops; take an earlier checkpoint, or leave float16")
+    numbers, means, frames = mean_by_video(crops.video[row], score)
+    fake = mean_by_video(crops.video[row], crops.fake[row])[1] > 0.5
+    return VideoScores([crops.videos[number] for number in numbers], means, frames, fake)
+
+
+def _names(batch: Batch, crops: Crops) -> list[str]:
+    return [crops.name(row) for row in batch.rows.tolist()]
+
+
+def _shared_gradients(model: nn.Module, share: bool) -> contextlib.AbstractContextManager:
+    """Whether the processes' gradients are averaged in a backward pass."""
+    return contextlib.nullcontext() if share or not hasattr(model, "no_sync") else model.no_sync()
+
+
+def _update(learner: Learner) -> None:
+    learner.scaler.unscale_(learner.optimizer)
+    clip_grad_norm_([p for p in learner.network.parameters() if p.grad is not None], learner.clip_norm)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.steps += 1
+    if learner.ema:
+        learner.ema.update(learner.network, step=learner.steps)

@@ -1,0 +1,65 @@
+"""How good the scores of videos are: the one home of every figure that is reported.
+
+Scores are probabilities of being fake, float (n,) in 0 to 1; labels are bool or 0 and 1, (n,), 1 = fake.
+A figure that needs both classes is None where one is missing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+# Scores are kept so far from 0 and 1, as in the scikit-learn of 2020: a wrong certainty costs 34.5, not infinity.
+CLIP = 1e-15
+# Of the calibration error.
+BINS = 15
+
+
+def evaluate(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int | None]:
+    """The figures of a report, by their names.
+
+    `balanced_log_loss`: the mean of the log losses over the fakes and over the reals, by which the winning solution's
+    checkpoints were chosen; of a single class, its loss.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, bool)
+    by_class = [loss for loss in class_losses(scores, labels).values() if loss is not None]
+    both = len(by_class) == 2
+    return {
+        "balanced_log_loss": float(np.mean(by_class)),
+        "log_loss": float(log_losses(scores, labels).mean()),
+        "auc": float(roc_auc_score(labels, scores)) if both else None,
+        "average_precision": float(average_precision_score(labels, scores)) if both else None,
+        "accuracy": float(np.mean((scores > 0.5) == labels)),
+        "ece": expected_calibration_error(scores, labels),
+        "videos": len(scores),
+    }
+
+
+def class_losses(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """`fake_loss` and `real_loss`: the log loss over each class."""
+    losses = log_losses(scores, labels)
+    return {
+        name: float(losses[members].mean()) if members.any() else None
+        for name, members in (("fake_loss", labels), ("real_loss", ~labels))
+    }
+
+
+def log_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-log of the probability given to each label."""
+    return -np.log(np.clip(np.where(labels, scores, 1 - scores), CLIP, 1 - CLIP))
+
+
+def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """How far the scores in bins of equal width are, on average, from the share of fakes among them.
+
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, of the probability of being fake.
+    """
+    bin_of = np.minimum((scores * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_of, weights=scores - labels, minlength=bins)
+    return float(np.abs(gaps).sum() / len(scores))
+
+
+def mean_by_video(videos: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of frames' scores (n,) and the numbers of their videos (n,): the videos' numbers, mean scores, frame counts."""
+    numbers, place, frames = np.unique(videos, return_inverse=True, return_counts=True)
+    return numbers, np.bincount(place, weights=scores) / frames, frames
