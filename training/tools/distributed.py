@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed
-from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
-from torch.nn.functional import batch_norm
 from torch.nn.parallel import DistributedDataParallel
 
 from preprocessing.device import choose_device
@@ -53,17 +52,17 @@ class Processes:
         if self.total == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         gpus = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=gpus, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(network, device_ids=gpus, gradient_as_bucket_view=True)
 
     def synchronise_batch_norms(self, network: nn.Module) -> nn.Module:
         """Batch norms that see the batches of all processes as one; the activations inside timm's are kept."""
         if self.total == 1:
             return network
-        network = convert_sync_batchnorm(network)
-        if self.device.type == "cpu":
-            for module in network.modules():
-                if type(module) is SyncBatchNormAct:
-                    module.__class__ = CpuSyncBatchNormAct
+        if self.device.type == "cuda":
+            return convert_sync_batchnorm(network)
+        for module in network.modules():
+            if type(module) is BatchNormAct2d:
+                module.__class__ = CpuSyncBatchNormAct2d
         return network
 
 
@@ -84,15 +83,11 @@ def processes(device: str) -> Iterator[Processes]:
     torch.distributed.destroy_process_group()  # not after an error: it would wait for the others
 
 
-class CpuSyncBatchNormAct(SyncBatchNormAct):
-    """timm's synchronised batch norm, which PyTorch has for GPUs only, with sums that gloo can do on a CPU."""
+class CpuSyncBatchNormAct2d(BatchNormAct2d):
+    """timm's batch norm, synchronised on a CPU, for which neither PyTorch nor timm have one."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            x = self._normalised(x)
-        else:
-            x = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return self.act(self.drop(x))
+        return self.act(self.drop(self._normalised(x))) if self.training else super().forward(x)
 
     def _normalised(self, x: torch.Tensor) -> torch.Tensor:
         count = _Sum.apply(x.new_tensor([x.numel() / x.shape[1]]))
