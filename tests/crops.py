@@ -19,7 +19,7 @@ from preprocessing.generate_folds import COLUMNS
 from preprocessing.images import encode_image, image_name
 
 ROOT = Path(__file__).parents[1]
-FOLDS, PAIRS, FRAMES = 3, 4, (0, 10, 20)
+FOLDS, PAIRS, FRAMES = 3, 6, (0, 10, 20)
 # The five landmarks in the picture: left eye, right eye, nose, left and right corner of the mouth, (x, y).
 LANDMARKS = np.array([[203, 108], [248, 110], [224, 138], [208, 155], [244, 157]])
 NETWORK = "DeepFakeClassifier_tf_efficientnet_lite0_0"

@@ -37,7 +37,7 @@ class Crops:
     files: list[str]
     video: np.ndarray
     file: np.ndarray
-    original: np.ndarray  # numbers in `videos`, or behind them
+    original: np.ndarray  # numbers in `videos`; of a real video its own
     fake: np.ndarray
     frame: np.ndarray
     fold: np.ndarray
@@ -67,7 +67,8 @@ def read_folds(path: Path) -> Crops:
     """Raises FoldsError for a file that is not there or not such a list; ids are texts, also numeric ones."""
     names = ("video", "file", "original")
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(names, "category"), keep_default_na=False, encoding="utf-8")
+        # As texts: the type "category" takes ids for numbers where all of them look so.
+        table = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, encoding="utf-8")
     except OSError as error:
         raise FoldsError(f"{path}: cannot be read ({error.strerror}); {REMEDY}, or name another --folds-csv") from None
     except (ValueError, pd.errors.ParserError) as error:
@@ -82,16 +83,14 @@ def read_folds(path: Path) -> Crops:
             raise FoldsError(f"{path}: column {name} holds other things than whole numbers; {REMEDY}")
     if not table["label"].isin((0, 1)).all():
         raise FoldsError(f"{path}: labels are 0 (real) and 1 (fake), and nothing else; {REMEDY}")
-    videos = table["video"].cat.categories
-    originals = table["original"].cat.categories
-    unlisted = originals.difference(videos)
-    original = videos.append(unlisted).get_indexer(originals)[table["original"].cat.codes]
+    ids, videos = pd.factorize(pd.concat([table["video"], table["original"]]))
+    file, files = pd.factorize(table["file"])
     return Crops(
-        videos=[*videos, *unlisted],
-        files=list(table["file"].cat.categories),
-        video=table["video"].cat.codes.to_numpy(np.int32),
-        file=table["file"].cat.codes.to_numpy(np.int32),
-        original=original.astype(np.int32),
+        videos=list(videos),
+        files=list(files),
+        video=ids[: len(table)].astype(np.int32),
+        file=file.astype(np.int32),
+        original=ids[len(table) :].astype(np.int32),
         fake=table["label"].to_numpy() == 1,
         frame=table["frame"].to_numpy(np.int32),
         fold=table["fold"].to_numpy(np.int32),

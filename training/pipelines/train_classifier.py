@@ -91,6 +91,7 @@ def main(args: argparse.Namespace) -> int:
         logging.getLogger().setLevel(logging.INFO if world.first else logging.WARNING)
         data = build.data(args, config, world)
         source = taken_up_from(args, checkpoints)
+        torch.manual_seed(args.seed)
         network = build.network(config, fresh=source is None, weights=args.resume if args.from_zero else None)
         learner = build.learner(config, network, build.crop_rule(config, args.padding_part), world)
         settings = build.settings(args, config, data.crops, world)

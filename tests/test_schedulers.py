@@ -1,0 +1,84 @@
+"""Learning rates against PyTorch's own schedulers, stepped as they are meant to be."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from training.tools.schedulers import SCHEDULES
+
+RATE = 0.05
+STEPS = 60
+
+
+def stepped(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]) -> list[float]:
+    """The rates of STEPS steps of an optimizer under a scheduler of PyTorch's."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], RATE, momentum=0.9)
+    scheduler = make(optimizer)
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(STEPS):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "reference"),
+    [
+        ("poly", {"max_iter": 50}, lambda o: lr_scheduler.PolynomialLR(o, 50, power=0.9)),
+        ("poly", {"max_iter": 70, "power": 2.0}, lambda o: lr_scheduler.PolynomialLR(o, 70, power=2)),
+        ("step", {"step_size": 7}, lambda o: lr_scheduler.StepLR(o, 7)),
+        ("multistep", {"milestones": (5, 20), "gamma": 0.3}, lambda o: lr_scheduler.MultiStepLR(o, [5, 20], 0.3)),
+        ("exponential", {"gamma": 0.93}, lambda o: lr_scheduler.ExponentialLR(o, 0.93)),
+        (
+            "cyclic",
+            {"max_lr": 0.2, "step_size_up": 7, "step_size_down": 4},
+            lambda o: lr_scheduler.CyclicLR(o, RATE, 0.2, 7, 4, cycle_momentum=False),
+        ),
+        (
+            "linear",
+            {"start_factor": 0.1, "end_factor": 1.0, "total_iters": 33},
+            lambda o: lr_scheduler.LinearLR(o, 0.1, 1, 33),
+        ),
+        ("constant", {}, lambda o: lr_scheduler.ConstantLR(o, 1)),
+    ],
+)
+def test_equals_pytorch(name: str, params: dict, reference: Callable) -> None:
+    curve = SCHEDULES[name](**params)
+    assert [curve.rate(RATE, t) for t in range(STEPS)] == pytest.approx(stepped(reference), rel=1e-6, abs=1e-12)
+
+
+def test_poly_of_the_published_recipe() -> None:
+    """0.01 (1 - t / 100500) ** 0.9 at the first, a middle and the last of 100000 steps, worked out by hand."""
+    curve = SCHEDULES["poly"](max_iter=100500)
+    assert curve.rate(0.01, 0) == 0.01
+    assert curve.rate(0.01, 50250) == pytest.approx(0.01 * 0.5**0.9, rel=1e-12)
+    assert curve.rate(0.01, 99999) == pytest.approx(0.01 * math.exp(0.9 * math.log(501 / 100500)), rel=1e-9)
+    assert curve.rate(0.01, 200000) == 0  # the published one starts again from the top
+
+
+def test_cosine() -> None:
+    """PyTorch's cosine behind a warm-up of its own."""
+    curve = SCHEDULES["cosine"](total_iters=50, warmup_iters=10)
+    rates = [curve.rate(RATE, t) for t in range(51)]
+    assert rates[:10] == pytest.approx([RATE * (t + 1) / 11 for t in range(10)])
+    reference = stepped(lambda o: lr_scheduler.CosineAnnealingLR(o, 40))
+    assert rates[10:] == pytest.approx(reference[:41], rel=1e-6, abs=1e-12)
+
+
+def test_reading_a_rate_changes_nothing() -> None:
+    """Fault 28: reading the published rate moved it on. Here any order of reading gives the same."""
+    for name, params in (("poly", {"max_iter": 40}), ("cyclic", {"max_lr": 0.2}), ("step", {"step_size": 3})):
+        curve = SCHEDULES[name](**params)
+        rates = [curve.rate(RATE, t) for t in range(STEPS)]
+        order = random.Random(0).sample(range(STEPS), STEPS)
+        assert {t: curve.rate(RATE, t) for t in order} == dict(enumerate(rates))
