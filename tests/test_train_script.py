@@ -1,0 +1,228 @@
+"""train.sh and what looks at its results: the five seeds, killed and taken up; plot_loss.py; evaluate."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import plot_loss
+from tests import crops
+from training.tools.checkpoint import read_checkpoint
+from training.tools.log import LogError, read_log
+
+SEEDS = (111, 555, 777, 888, 999)
+NAMES = [f"tiny_{seed}_{crops.NETWORK}" for seed in SEEDS]
+
+
+def script(root: Path, *options: str | Path) -> list[str]:
+    return list(map(str, (crops.ROOT / "train.sh", root, 0, root / "tiny.json", *options)))
+
+
+def environment() -> dict[str, str]:
+    return {**crops.environment(), "PYTHON": sys.executable}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The five seeds of one epoch each; killed within the second, then by the same command to the end."""
+    root = crops.make_dataset(tmp_path_factory.mktemp("data"))
+    crops.config(root, batches_per_epoch=2, optimizer__schedule__epochs=1)
+    command = script(root, "--output-dir", root / "weights", "--logdir", root / "logs", "--workers", 0)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if line.startswith("== seed 555"):
+            time.sleep(1)
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.communicate()
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
+    assert finished.returncode == 0, finished.stderr
+    assert f"{NAMES[0]}: all 1 epochs are done" in finished.stderr
+    assert finished.stdout.count("epoch 0/0") == 4
+    return root
+
+
+def test_five_logs_and_checkpoints(root: Path) -> None:
+    assert sorted(path.stem for path in (root / "logs").glob("*.jsonl")) == NAMES
+    settings = [json.loads((root / "weights" / f"{name}.json").read_text())["settings"] for name in NAMES]
+    assert tuple(setting["seed"] for setting in settings) == SEEDS
+    assert {(setting["fold"], setting["label_smoothing"]) for setting in settings} == {(0, 0.01)}
+    weights = [
+        read_checkpoint(root / "weights" / f"{name}_best.pt")["state_dict"]["module.fc.weight"] for name in NAMES
+    ]
+    assert len({tensor.numpy().tobytes() for tensor in weights}) == 5
+
+
+def test_predict_folder_ensembles_them(root: Path, face_video: Path, tmp_path: Path) -> None:
+    options = ("--weights-dir", root / "weights", "--test-dir", face_video, "--output", tmp_path / "out.csv")
+    options += ("--frames", 2, "--details", tmp_path / "out.jsonl", "--models", *(f"{name}_best.pt" for name in NAMES))
+    done = subprocess.run(
+        [sys.executable, str(crops.ROOT / "predict_folder.py"), *map(str, options)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader((tmp_path / "out.csv").open())
+    scores = [face["scores"] for face in json.loads((tmp_path / "out.jsonl").read_text())["faces"]]
+    assert len(scores[0]) == 5
+    assert float(row["label"]) == pytest.approx(np.mean([list(each.values()) for each in scores]), abs=1e-5)
+
+
+def test_usage() -> None:
+    for arguments in ((), ("data",), ("data", "many"), ("--help",)):
+        done = subprocess.run([str(crops.ROOT / "train.sh"), *arguments], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "usage:" in done.stderr
+        assert "DATA_ROOT NUM_GPUS [config]" in done.stderr
+
+
+def test_a_seed_that_fails_stops_the_script(tmp_path: Path) -> None:
+    crops.config(tmp_path)
+    done = subprocess.run(script(tmp_path), capture_output=True, text=True, env=environment())
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/folds.csv: cannot be read" in done.stderr
+    assert "stopped at seed 111 (exit status 2); the same command takes it up" in done.stderr
+    assert "seed 555" not in done.stdout
+
+
+def write_log(path: Path, fake: list[float | None], real: list[float | None]) -> Path:
+    lines = [{"epoch": n, "fake_loss": f, "real_loss": r} for n, (f, r) in enumerate(zip(fake, real, strict=True))]
+    return crops.write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def plot(*options: str | Path) -> subprocess.CompletedProcess:
+    screenless = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
+    return subprocess.run(
+        [sys.executable, str(crops.ROOT / "plot_loss.py"), *map(str, options)],
+        capture_output=True,
+        text=True,
+        env=screenless,
+    )
+
+
+def test_plot_of_the_five(root: Path, tmp_path: Path) -> None:
+    """Fault 34: it needed a screen and at least 16 epochs."""
+    logs = [root / "logs" / f"{name}.jsonl" for name in NAMES]
+    done = plot("--log-file", *logs, "--output", tmp_path / "loss.png")
+    assert done.returncode == 0, done.stderr
+    picture = cv2.imread(str(tmp_path / "loss.png"))
+    assert picture.shape[:2] == (720, 1200)
+    assert (picture.reshape(-1, 3) != 255).any(axis=1).mean() > 0.01
+    for log in logs:
+        line = read_log(log)[0]
+        assert f"{log.stem}: best epochs 0 ({(1.4 * line['fake_loss'] + line['real_loss']) / 2:.4f})" in done.stdout
+
+
+def test_the_five_best_behind_the_first_sixteen(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    fake, real = random.random((2, 30)).round(3).tolist()
+    fake[3] = real[3] = 0.0  # the best of all, too early
+    found = plot_loss.losses(write_log(tmp_path / "a.jsonl", fake, real), fake_weight=2.0)
+    weighted = {n: (2 * fake[n] + real[n]) / 2 for n in range(30)}
+    assert found == pytest.approx(weighted)
+    assert plot_loss.best_epochs(found) == sorted(range(16, 30), key=weighted.get)[:5]
+    early = {n: weighted[n] for n in range(16)}
+    assert plot_loss.best_epochs(early) == sorted(early, key=weighted.get)[:5]
+
+
+def test_epochs_without_validation(tmp_path: Path) -> None:
+    """Fault 34: series of unequal length were broadcast. Here each epoch has both losses or is left out."""
+    path = write_log(tmp_path / "a.jsonl", [0.5, None, 0.3, 0.2], [0.5, None, 0.3, None])
+    assert plot_loss.losses(path, 1.0) == pytest.approx({0: 0.5, 2: 0.3})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        (b"epoch 0 loss 0.3\nepoch 1 loss 0.2\n", "line 1 is not an epoch of a training log"),
+        (b'{"epoch": 0}\n', "none of its 1 epochs has a fake_loss and a real_loss"),
+        (b"", "none of its 0 epochs"),
+    ],
+)
+def test_not_a_log(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "run.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    done = plot("--log-file", path)
+    assert done.returncode == 2
+    assert f"error: {path}: {said}" in done.stderr
+
+
+def test_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = crops.write(tmp_path / "a.jsonl", b'{"epoch": 0}\n{"epoch": 1}\n{"epo')
+    assert [line["epoch"] for line in read_log(path)] == [0, 1]
+    with pytest.raises(LogError, match="line 2"):
+        read_log(crops.write(path, b'{"epoch": 0}\n{"epo\n{"epoch": 2}\n'))
+
+
+def evaluate(*options: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "training.pipelines.evaluate", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=crops.ROOT)
+
+
+def test_evaluate_a_submission(tmp_path: Path) -> None:
+    """Figures worked out by hand: fakes at 0.9 and 0.4, reals at 0.2 and 0.5."""
+    labels = {"a.mp4": "FAKE", "b.mp4": "FAKE", "c.mp4": "REAL", "d.mp4": "REAL", "unscored.mp4": "REAL"}
+    metadata = json.dumps({name: {"label": label, "split": "train"} for name, label in labels.items()})
+    crops.write(tmp_path / "metadata.json", metadata.encode())
+    rows = "filename,label\npart/a.mp4,0.9\nb.mp4,0.4\nc.mp4,0.2\nd.mp4,0.5\nunknown.mp4,0.7\n"
+    crops.write(tmp_path / "out.csv", rows.encode())
+    done = evaluate(
+        *("--submission", tmp_path / "out.csv", "--labels", tmp_path / "metadata.json"), "--json", tmp_path / "f.json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    fake, real = -np.log([0.9, 0.4]).mean(), -np.log([0.8, 0.5]).mean()
+    assert found == pytest.approx(
+        {
+            "balanced_log_loss": (fake + real) / 2,
+            "log_loss": (fake + real) / 2,
+            "auc": 0.75,
+            "average_precision": (1 + 2 / 3) / 2,
+            "accuracy": 0.75,
+            "ece": (0.1 + 0.6 + 0.2 + 0.5) / 4,
+            "videos": 4,
+        }
+    )
+    assert "1 videos have no score and are left out: unscored.mp4" in done.stderr
+    assert "1 videos have no label and are left out: unknown.mp4" in done.stderr
+    assert f"auc                 {0.75:.5f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("submission", "labels", "said"),
+    [
+        ("filename,label\na.mp4,1.5\n", "{}", "out.csv: no probability from 0 to 1 for a.mp4"),
+        ("filename,label\na.mp4,\n", "{}", "out.csv: no probability from 0 to 1 for a.mp4"),
+        ("name,score\na.mp4,1\n", "{}", "the columns filename and label are wanted, not name, score"),
+        ("filename,label\nx/a.mp4,1\ny/a.mp4,1\n", "{}", "several videos have one name"),
+        ("", "{}", "out.csv: cannot be read as CSV"),
+        ("filename,label\na.mp4,1\n", "{", "metadata.json: cannot be read as JSON"),
+        ("filename,label\na.mp4,1\n", '{"a.mp4": {"label": "PERHAPS"}}', '"REAL" or "FAKE"'),
+        ("filename,label\na.mp4,1\n", '{"b.mp4": {"label": "REAL"}}', "have no video in common"),
+    ],
+)
+def test_nothing_to_evaluate(tmp_path: Path, submission: str, labels: str, said: str) -> None:
+    from training.pipelines import evaluate
+
+    out = crops.write(tmp_path / "out.csv", submission.encode())
+    metadata = crops.write(tmp_path / "metadata.json", labels.encode())
+    with pytest.raises(evaluate.EvaluationError) as error:
+        evaluate.of_submission(out, metadata)
+    assert said in str(error.value)
