@@ -66,19 +66,20 @@ def main(args: argparse.Namespace) -> int:
 
 
 def losses(path: Path, fake_weight: float) -> dict[int, float]:
-    """The weighted loss of each epoch that was validated. Raises LogError, PlotError."""
-    lines = read_log(path)
-    found = {line["epoch"]: _weighted(line, fake_weight) for line in lines}
-    found = {epoch: loss for epoch, loss in found.items() if loss is not None}
-    if not found:
-        raise PlotError(f"{path}: none of its {len(lines)} epochs has a fake_loss and a real_loss")
-    return found
+    """The weighted loss of each epoch that was validated; of a single class, its loss. Raises LogError, PlotError."""
+    lines = [line for line in read_log(path) if line.get("fake_loss") is not None or line.get("real_loss") is not None]
+    if not lines:
+        raise PlotError(f"{path}: no epoch has a fake_loss or a real_loss")
+    for missing, present in (("fake_loss", "real_loss"), ("real_loss", "fake_loss")):
+        if any(line.get(missing) is None for line in lines):
+            log.warning("%s: validated on one class in places, where the curve is its %s alone", path, present)
+    return {line["epoch"]: _weighted(line.get("fake_loss"), line.get("real_loss"), fake_weight) for line in lines}
 
 
-def _weighted(line: dict[str, Any], fake_weight: float) -> float | None:
-    if line.get("fake_loss") is None or line.get("real_loss") is None:
-        return None
-    return (fake_weight * line["fake_loss"] + line["real_loss"]) / 2
+def _weighted(fake: float | None, real: float | None, fake_weight: float) -> float:
+    if fake is None or real is None:
+        return real if fake is None else fake
+    return (fake_weight * fake + real) / 2
 
 
 def best_epochs(run: dict[int, float]) -> list[int]:
