@@ -2,13 +2,14 @@
 #     docker build -t df .
 #     docker run --gpus all --ipc=host --rm -v DATA_ROOT:/dataset -it df
 # PyTorch's wheels bring CUDA 13 libraries of their own; the base image needs to match their major version only.
+# The C compiler and Python's headers are what torch.compile needs.
 # NVIDIA apex (its fused optimizers) has to be compiled: --build-arg FLAVOUR=devel --build-arg APEX=1
 ARG FLAVOUR=base
 FROM nvidia/cuda:13.0.1-${FLAVOUR}-ubuntu24.04
 
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends bsdextrautils ca-certificates curl git python3 python3-venv \
+    && apt-get install --yes --no-install-recommends bsdextrautils ca-certificates curl gcc git libc6-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 # An environment of its own, first on the path: the scripts find it as python3 and use it as it is.

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import sys
 from pathlib import Path
 from typing import Any
+
+import matplotlib as mpl
 
 from preprocessing import command
 from preprocessing.errors import ReportedError
@@ -43,19 +43,19 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    runs = {path.stem: losses(path, args.fake_weight) for path in args.log_file}
-    screen = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    output = args.output or (None if screen else Path("loss.png"))
-    import matplotlib as mpl
-
-    if output:
+    stems = [path.stem for path in args.log_file]
+    names = stems if len(set(stems)) == len(stems) else list(map(str, args.log_file))
+    runs = {name: losses(path, args.fake_weight) for name, path in zip(names, args.log_file, strict=True)}
+    if args.output:
         mpl.use("Agg")
+    from matplotlib import pyplot
+
+    # matplotlib chooses this one by itself where there is no screen
+    output = args.output or (Path("loss.png") if mpl.get_backend().lower() == "agg" else None)
     figure = draw(runs, args.fake_weight)
     for name, run in runs.items():
         print(f"{name}: best epochs {', '.join(f'{epoch} ({run[epoch]:.4f})' for epoch in best_epochs(run))}")
     if output is None:
-        from matplotlib import pyplot
-
         pyplot.show()
         return 0
     make_folder(output.parent)

@@ -24,6 +24,14 @@ case ${1:--} in
         shift
         ;;
 esac
+for option in "$@"; do
+    case $option in
+        --seed* | --prefix* | --config*)
+            echo "$0: each seed has its own ${option%%=*}; use training/pipelines/train_classifier.py for one run" >&2
+            exit 2
+            ;;
+    esac
+done
 . "$root/environment.sh"
 use_python "$root/requirements.txt"
 

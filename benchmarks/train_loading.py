@@ -25,10 +25,12 @@ from scipy.ndimage import binary_dilation
 from skimage.measure import centroid
 from torch.utils.data import DataLoader, Dataset
 
-from training.datasets.classifier_dataset import ClassifierDataset, Source, concatenate
+from training.datasets.classifier_dataset import ClassifierDataset, Source
 from training.datasets.face_dropout import image_halves, outline
 from training.datasets.folds import Draw, read_folds, training_rows
+from training.pipelines import build
 from training.tools.config import Config, read_config
+from training.tools.distributed import Processes
 from training.transforms import albu
 
 
@@ -56,10 +58,8 @@ def main(args: argparse.Namespace) -> None:
         for first in range(0, len(order), size)
     ]
     augment = albu.Augmentation(config.size, config.augmentation)
-    ours = DataLoader(
-        ClassifierDataset(source, rows, augment, 0), batch_sampler=batches, num_workers=1, collate_fn=concatenate
-    )
-    plain = DataLoader(PlainDataset(source, config), batch_sampler=batches, num_workers=1)
+    ours = build.loader(ClassifierDataset(source, rows, augment, 0), batches, 1, Processes(0, 1, torch.device("cpu")))
+    plain = DataLoader(PlainDataset(source, config), batch_sampler=batches, num_workers=1, worker_init_fn=one_thread)
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     levels: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
     recipe = config.recipe(config.crop_rule())
@@ -81,6 +81,10 @@ def main(args: argparse.Namespace) -> None:
         means = np.concatenate(levels[name])
         print(f"{name:8}{count / min(times):10.1f}   {means.mean(axis=0).round(1)} {means.std(axis=0).round(1)}")
     print(f"ratio {min(seconds['plain']) / min(seconds['ours']):.2f}")
+
+
+def one_thread(_: int) -> None:
+    cv2.setNumThreads(1)
 
 
 class PlainDataset(Dataset):

@@ -107,13 +107,8 @@ def operations(learner: Learner, batch: Batch) -> int:
 
 
 def make_learner(config: Config, device: torch.device) -> Learner:
-    """As for training, but that freed memory is kept only when this script says so."""
     torch.manual_seed(0)
-    kept, build.keep_freed_memory = build.keep_freed_memory, lambda: None
-    try:
-        learner = build.learner(config, build.network(config, fresh=False), config.crop_rule(), Processes(0, 1, device))
-    finally:
-        build.keep_freed_memory = kept
+    learner = build.learner(config, build.network(config, fresh=False), config.crop_rule(), Processes(0, 1, device))
     learner.network.train()
     return learner
 
@@ -127,7 +122,11 @@ def random_batch(config: Config) -> Batch:
 
 
 def matrix_rate(device: torch.device, config: Config) -> float:
-    """Floating-point operations a second in products of large matrices, in the format of the step's."""
+    """Floating-point operations a second in products of large matrices, in the format of the step's.
+
+    On a GPU float32 means TF32, as it does for PyTorch's convolutions.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     dtype = getattr(torch, config.amp_dtype) if config.fp16 else torch.float32
     side = MATRIX[device.type]
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)

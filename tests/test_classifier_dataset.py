@@ -117,10 +117,23 @@ def test_what_is_black_is_not_changed(made: Path) -> None:
     assert seen > 20
 
 
+def test_only_the_option_drops_unchanged_fakes(root: Path) -> None:
+    """Not the masks that are read for other ends."""
+    path = root / "diffs/000_001/0_0_diff.png"
+    path.write_bytes(encode_image(np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))))
+    for options in ({"masks": True}, {"dropout": "block"}, {"dropout": "none"}):
+        for only_changed in (False, True):
+            data = dataset(root, only_changed=only_changed, **options)
+            sample = data[Draw(row_of(data, "000_001/0_0.png"), 0, 0)]
+            assert sample.valid.item() is not only_changed
+            assert (sample.masks is None) == ("masks" not in options)
+            assert data[Draw(row_of(data, "000/0_0.png"), 0, 0)].valid.item()
+
+
 def test_valid_means_changed_where_it_is_visible(root: Path) -> None:
     """More than 32 pixels above 20, counted after the drop-outs and the padding change."""
     name = "000_001/0_0.png"
-    data = dataset(root, unchanged, masks=True, dropout="none")
+    data = dataset(root, unchanged, only_changed=True, dropout="none")
     row = row_of(data, name)
     path = root / "diffs" / name.replace(".png", "_diff.png")
     shape = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).shape
@@ -133,13 +146,14 @@ def test_valid_means_changed_where_it_is_visible(root: Path) -> None:
     mask[:4] = 255  # only in the margin
     path.write_bytes(encode_image(mask))
     assert data[Draw(row, 0, 0)].valid.item()
-    assert not dataset(root, unchanged, masks=True, dropout="none", padding_part=6)[Draw(row, 0, 0)].valid.item()
+    cut = dataset(root, unchanged, only_changed=True, dropout="none", padding_part=6)
+    assert not cut[Draw(row, 0, 0)].valid.item()
 
 
 def test_an_unknown_mask_is_not_an_empty_one(root: Path) -> None:
     """Fault 24: a fake without a mask counted as unchanged."""
     (root / "diffs/000_001/0_0_diff.png").unlink()
-    data = dataset(root, unchanged, masks=True)
+    data = dataset(root, unchanged, masks=True, only_changed=True)
     fake = data[Draw(row_of(data, "000_001/0_0.png"), 0, 0)]
     assert (fake.known.item(), fake.valid.item()) == (False, True)
     real = data[Draw(row_of(data, "000/0_0.png"), 0, 0)]

@@ -48,7 +48,8 @@ def config(root: Path, batch_size: int) -> None:
         optimizer__batch_size=batch_size,
         optimizer__type="SGD",
         optimizer__momentum=0.9,
-        optimizer__learning_rate=0.02,
+        optimizer__learning_rate=0.005,
+        optimizer__accumulate=2,
         optimizer__schedule={"type": "poly", "epochs": STEPS, "params": {"max_iter": 12}},
     )
 
@@ -62,9 +63,9 @@ def workers_of(launcher: subprocess.Popen) -> list[int]:
 
 
 def test_two_processes_train_as_one(root: Path) -> None:
-    """Batches of 8 in two processes with SyncBN against 16 in one; the two are killed in between and taken up.
+    """Batches of 8 in two processes with SyncBN against 16 in one, in two parts each; killed in between and taken up.
 
-    Losses agree within 0.1 %; the first step of all weights (epoch 2) within 1 % of its length, also in the first
+    Losses agree within 0.1 %; the first step of all weights (epoch 2) within 5 % of its length, also in the first
     layer: sums of float32 in another order.
     """
     config(root, 8)
@@ -102,7 +103,7 @@ def test_two_processes_train_as_one(root: Path) -> None:
         steps.append({key: end[key].double() - start[key].double() for key in end})
     for key in ("conv_stem.weight", "blocks.4.1.conv_pw.weight", "bn2.weight", "blocks.2.0.bn1.running_mean"):
         one, two = (step[f"module.encoder.{key}"] for step in steps)
-        assert (one - two).norm() < 0.01 * one.norm(), key
+        assert (one - two).norm() < 0.05 * one.norm(), key
 
 
 def test_every_validation_crop_counts_once(root: Path) -> None:
@@ -131,6 +132,14 @@ def test_a_process_that_fails_ends_all() -> None:
     assert done.returncode != 0
     assert "error: the disk of this one is full" in done.stderr
     assert time.monotonic() - started < 60
+
+
+def test_bfloat16_in_two_processes(root: Path) -> None:
+    config(root, 8)
+    mixed = ("--set", "fp16=true", "--set", "amp_dtype=bfloat16", "--epochs", 1, "--set", "size=32")
+    finished = crops.train(root, "--prefix", "mixed_", *mixed, processes=2)
+    assert finished.returncode == 0, finished.stderr
+    assert crops.log(root, f"mixed_{NETWORK}")[0]["train_loss"] < 2
 
 
 def activations(network: nn.Module) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tests import crops
 from tests.crops import NETWORK
 from training.pipelines import engine, train_classifier
 from training.tools.checkpoint import CheckpointError, load_network, read_checkpoint
+from training.tools.log import read_log
 from training.tools.metrics import class_losses, evaluate
 
 EPOCHS = 6
@@ -111,8 +113,9 @@ def test_what_was_run_is_written_down(data: Path) -> None:
     about = json.loads((data / "weights" / f"{NETWORK}.json").read_text())
     assert about["settings"]["config"]["optimizer"]["clip_norm"] == 1
     assert about["settings"]["seed"] == 777
-    assert about["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert about["revision"] is None or len(about["revision"]) >= 40
+    (start,) = about["starts"]
+    assert (start["epoch"], start["versions"]["torch"]) == (0, torch.__version__.split("+")[0])
+    assert start["revision"] is None or len(start["revision"]) >= 40
 
 
 def test_tensorboard(data: Path) -> None:
@@ -174,6 +177,8 @@ def test_killed_and_taken_up(data: Path, tmp_path: Path) -> None:
     assert figures(root) == figures(data)
     for which in (2, 5, "best", "last"):
         assert same_weights(weights(root, which), weights(data, which))
+    starts = json.loads((root / "weights" / f"{NETWORK}.json").read_text())["starts"]
+    assert [start["epoch"] for start in starts] == [0, 2]
     before, after = (
         read_checkpoint(place / "weights" / f"{NETWORK}_last.pt")["training"]["optimizer"]["state"]
         for place in (data, root)
@@ -203,6 +208,55 @@ def test_more_epochs_go_on(root: Path) -> None:
     assert run(root, "--epochs", 2, "--prefix", "b_") == 0
     assert same_weights(weights(root, name=f"a_{NETWORK}"), weights(root, name=f"b_{NETWORK}"))
     assert not same_weights(weights(root, 0, f"a_{NETWORK}"), weights(root, 1, f"a_{NETWORK}"))
+
+
+def test_taken_up_in_another_place(root: Path) -> None:
+    """From a copy of a last checkpoint, in a folder of logs that has none of the run."""
+    assert run(root, "--epochs", 1, "--prefix", "a_") == 0
+    copy = shutil.copy(root / "weights" / f"a_{NETWORK}_last.pt", root / "copy.pt")
+    assert run(root, "--epochs", 2, "--prefix", "b_", "--resume", copy, "--logdir", root / "other") == 0
+    assert run(root, "--epochs", 2, "--prefix", "a_") == 0
+    assert same_weights(weights(root, name=f"a_{NETWORK}"), weights(root, name=f"b_{NETWORK}"))
+    (line,) = read_log(root / "other" / f"b_{NETWORK}.jsonl")
+    assert line["epoch"] == 1
+
+
+def test_own_checkpoint_first(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(data, "--resume", data / "weights" / f"{NETWORK}_0.pt", "--from-zero") == 0
+    assert f"{NETWORK}_0.pt is not used: the run goes on from its own" in caplog.text
+
+
+def test_a_damaged_last_checkpoint(root: Path) -> None:
+    crops.write(root / "weights" / f"{NETWORK}_last.pt", b"PK not a checkpoint")
+    with pytest.raises(ReportedError, match=r"_last\.pt: .*, or remove it: then the run starts afresh"):
+        run(root)
+
+
+def test_a_full_disk(root: Path) -> None:
+    """Here: a limit on the files' size. An error that names the file, and nothing half written."""
+    limited = f"ulimit -f 4000; exec {shlex.join(crops.command(root, '--epochs', 1))}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, env=crops.environment())
+    assert done.returncode == 2, done.stderr
+    assert f"error: {root}/weights/{NETWORK}_0.pt: cannot be written: File too large" in done.stderr
+    assert not list((root / "weights").glob("*.p*t"))
+
+
+def test_masks_that_are_not_there(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(root / "diffs")
+    shutil.rmtree(root / "landmarks")
+    for options in (("--only-changed-frames",), ("--dropout", "block")):
+        with pytest.raises(ReportedError, match=r"diffs: no such folder, and masks are needed; run generate_diffs\.py"):
+            run(root, *options)
+    assert run(root, "--epochs", 1) == 0
+    assert "no landmarks, so no eyes, mouths and noses are blacked out" in caplog.text
+
+
+def test_a_rate_of_zero_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    schedule = '{"type": "cosine", "mode": "epoch", "epochs": 1, "params": {"total_iters": 1}}'
+    assert run(root, "--set", f"optimizer.schedule={schedule}") == 0
+    assert "the learning rate falls to 0" not in caplog.text
+    assert run(root, "--set", f"optimizer.schedule={schedule}", "--epochs", 2) == 0
+    assert "the learning rate falls to 0" in caplog.text
 
 
 def test_weights_of_another_run(data: Path, root: Path) -> None:
@@ -251,7 +305,10 @@ def test_a_loss_that_is_not_finite(root: Path) -> None:
     assert run(root, "--epochs", 1) == 0
     before = weights(root, 0)
     crops.config(root, losses__BinaryCrossentropy=1e39)
-    with pytest.raises(engine.TrainingError, match=r"loss is inf in epoch 0, batch 0 \(.*0_0\.png.*learning rate"):
+    with pytest.raises(engine.TrainingError, match=r"is inf in epoch 0, batch 0 \(.*_0\.png.*learning rate"):
+        run(root, "--prefix", "x_")
+    crops.config(root, losses__BinaryCrossentropy=1e37)
+    with pytest.raises(engine.TrainingError, match=r"or its gradient, is (inf|nan) in epoch 0, batch 0 "):
         run(root, "--prefix", "x_")
     assert not list((root / "weights").glob("x_*.pt"))
     assert same_weights(weights(root, 0), before)
@@ -267,7 +324,7 @@ def test_too_many_broken_images(root: Path, caplog: pytest.LogCaptureFixture) ->
     assert f"crops/{crops.PAIRS:03}/10_0.png" in caplog.text
     for path in (root / "crops").rglob("10_0.png"):
         path.unlink()
-    with pytest.raises(engine.TrainingError, match=r"of \d+ images cannot be read"):
+    with pytest.raises(engine.TrainingError, match=r"of an epoch's 48 images cannot be read"):
         run(root, "--prefix", "b_", "--set", "batches_per_epoch=6")
 
 

@@ -29,11 +29,13 @@ def root(tmp_path: Path) -> Path:
     [
         (("--set", "fp16=true"), 0),
         (("--set", "fp16=true", "--set", "amp_dtype=bfloat16", "--compile"), 0),
-        (("--set", "fp16=true"), 1),
-        (("--opt-level", "O0"), max(torch.cuda.device_count(), 1)),
+        (("--set", "fp16=true"), 2),
+        (("--opt-level", "O0", "--set", "optimizer.accumulate=2"), 2),
     ],
 )
 def test_it_learns(root: Path, options: tuple, processes: int) -> None:
+    if processes > torch.cuda.device_count():
+        pytest.skip("nccl needs a GPU for each process")
     finished = crops.train(root, "--device", "cuda", *options, processes=processes)
     assert finished.returncode == 0, finished.stderr
     assert min(line["bce"] for line in crops.log(root)) < 0.4
@@ -46,7 +48,7 @@ def test_taken_up(root: Path) -> None:
         assert finished.returncode == 0, finished.stderr
     last = torch.load(root / "weights" / f"{NETWORK}_last.pt", weights_only=True)["training"]
     assert last["scaler"]["scale"] > 1
-    assert last["scaler"]["_growth_tracker"] <= last["steps"] == 12
+    assert last["scaler"]["_growth_tracker"] <= last["steps"] == 18
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

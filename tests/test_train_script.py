@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -34,9 +33,9 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The five seeds of one epoch each; killed within the second, then by the same command to the end."""
+    """The five seeds of two epochs each; killed within the second, then by the same command to the end."""
     root = crops.make_dataset(tmp_path_factory.mktemp("data"))
-    crops.config(root, batches_per_epoch=2, optimizer__schedule__epochs=1)
+    crops.config(root, batches_per_epoch=2, optimizer__schedule__epochs=2)
     command = script(root, "--output-dir", root / "weights", "--logdir", root / "logs", "--workers", 0)
     process = subprocess.Popen(
         command,
@@ -46,16 +45,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=environment(),
         start_new_session=True,
     )
+    first_epochs = 0
     for line in process.stdout:
-        if line.startswith("== seed 555"):
-            time.sleep(1)
+        first_epochs += line.startswith("epoch 0/")
+        if first_epochs == 2:
             os.killpg(process.pid, signal.SIGKILL)
             break
     process.communicate()
     finished = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
     assert finished.returncode == 0, finished.stderr
-    assert f"{NAMES[0]}: all 1 epochs are done" in finished.stderr
-    assert finished.stdout.count("epoch 0/0") == 4
+    assert f"{NAMES[0]}: all 2 epochs are done" in finished.stderr
+    assert f"taken up from {root / 'weights' / NAMES[1]}_last.pt, at epoch 1" in finished.stderr
+    assert finished.stdout.count("epoch 0/1") == 3
+    assert finished.stdout.count("epoch 1/1") == 4
     return root
 
 
@@ -89,6 +91,21 @@ def test_usage() -> None:
         assert done.returncode == 2
         assert "usage:" in done.stderr
         assert "DATA_ROOT NUM_GPUS [config]" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--seed", "--prefix=exp_", "--config"])
+def test_the_seeds_are_the_scripts(tmp_path: Path, option: str) -> None:
+    """One prefix or seed for all five would make one run of them."""
+    done = subprocess.run(script(tmp_path, option, "1"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"each seed has its own {option.partition('=')[0]}" in done.stderr
+
+
+def test_logs_of_one_name(tmp_path: Path) -> None:
+    logs = [write_log(tmp_path / folder / "run.jsonl", [loss], [loss]) for folder, loss in (("a", 0.2), ("b", 0.4))]
+    done = plot("--log-file", *logs, "--output", tmp_path / "loss.png")
+    for log, loss in zip(logs, ("0.2400", "0.4800"), strict=True):
+        assert f"{log}: best epochs 0 ({loss})" in done.stdout
 
 
 def test_a_seed_that_fails_stops_the_script(tmp_path: Path) -> None:

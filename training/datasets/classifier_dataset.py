@@ -35,7 +35,7 @@ PADDING_PART = 3
 class Batch(NamedTuple):
     """`images` uint8 (n, size, size, 3), RGB; `labels` float32 (n,), 1 = fake; `rows` int64 (n,) of the crops' list.
 
-    `valid` bool (n,): not a fake in which nothing is changed. `known` bool (n,): whether it is known what was
+    `valid` bool (n,): whether a sample counts. `known` bool (n,): whether it is known what was
     changed; `masks` uint8 (n, size, size): what, 0 where not known; None if not asked for. `broken`: messages of
     the images that could not be read.
     """
@@ -101,7 +101,8 @@ class ClassifierDataset(Dataset):
     """Training samples, by Draw; each is a Batch of one.
 
     `rows`: those that may take the place of a broken one. `augment`: (image, mask or None, seed) to the same in
-    the network's size. `masks`: whether samples have masks. The other parameters are those of the command line.
+    the network's size. `masks`: whether samples have masks. `only_changed`: whether fakes in which nothing is
+    changed are not `valid`. The other parameters are those of the command line.
     """
 
     def __init__(
@@ -113,15 +114,12 @@ class ClassifierDataset(Dataset):
         label_smoothing: float = 0.0,
         dropout: str = "face",
         padding_part: int = PADDING_PART,
+        only_changed: bool = False,
         masks: bool = False,
     ):
         self.source, self.rows, self.augment, self.seed = source, rows, augment, seed
-        self.label_smoothing, self.dropout, self.padding_part, self.masks = (
-            label_smoothing,
-            dropout,
-            padding_part,
-            masks,
-        )
+        self.label_smoothing, self.dropout = label_smoothing, dropout
+        self.padding_part, self.only_changed, self.masks = padding_part, only_changed, masks
         fake = source.crops.fake[rows]
         self.classes = rows[~fake], rows[fake]
 
@@ -147,16 +145,16 @@ class ClassifierDataset(Dataset):
         black = None
         if self.dropout == "face":
             black = face_dropout(shape, self.source.landmarks(row, shape), fake, read_mask, random)
-        mask = read_mask() if self.masks or self.dropout == "block" else None
+        mask = read_mask() if self.masks or self.only_changed or self.dropout == "block" else None
         black_out(black, image, mask)
         window = padding_window(shape, self.padding_part)
         image, mask = image[window], None if mask is None else mask[window]
-        valid = not fake or mask is None or np.count_nonzero(mask > CHANGED_LEVEL) > CHANGED_PIXELS
+        unchanged = fake and mask is not None and np.count_nonzero(mask > CHANGED_LEVEL) <= CHANGED_PIXELS
         image, mask = self.augment(image, mask, seeds[1])
         if self.dropout == "block":
             black_out(block_dropout(image.shape[:2], fake, lambda: mask, random), image, mask)
         label = min(max(float(fake), self.label_smoothing), 1 - self.label_smoothing)
-        return _batch(row, image, label, valid, mask, self.masks)
+        return _batch(row, image, label, not (self.only_changed and unchanged), mask, self.masks)
 
 
 class ValidationDataset(Dataset):

@@ -15,7 +15,6 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from preprocessing.allocator import keep_freed_memory
 from preprocessing.crops import MarginCrop, SquareCrop
 from preprocessing.errors import ReportedError
 from training.datasets.classifier_dataset import (
@@ -57,7 +56,11 @@ class Data(NamedTuple):
 
 def data(args: argparse.Namespace, config: Config, world: Processes) -> Data:
     """Raises FoldsError, SetupError."""
-    dataset = training_dataset(args, config, masks=args.only_changed_frames or MASK_LOSS in config.losses)
+    dataset = training_dataset(args, config, masks=MASK_LOSS in config.losses)
+    if (dataset.masks or dataset.only_changed or dataset.dropout == "block") and not (args.data_dir / "diffs").is_dir():
+        raise SetupError(f"{args.data_dir / 'diffs'}: no such folder, and masks are needed; run generate_diffs.py")
+    if dataset.dropout == "face" and not (args.data_dir / "landmarks").is_dir():
+        log.warning("%s: no landmarks, so no eyes, mouths and noses are blacked out", args.data_dir)
     crops, optimizer = dataset.source.crops, config.optimizer
     batches = EpochBatches(
         dataset.rows,
@@ -72,7 +75,7 @@ def data(args: argparse.Namespace, config: Config, world: Processes) -> Data:
     return Data(
         crops,
         batches,
-        loader(dataset, batches, args.workers, world),
+        loader(dataset, batches, args.workers, world, persistent=args.workers > 0),
         validation_loader(args, dataset.source, config.size, optimizer.batch_size * VALIDATION_BATCH, world),
     )
 
@@ -97,6 +100,7 @@ def training_dataset(args: argparse.Namespace, config: Config, masks: bool) -> C
         args.label_smoothing,
         "none" if args.no_hardcore else args.dropout,
         args.padding_part,
+        args.only_changed_frames,
         masks,
     )
 
@@ -110,7 +114,7 @@ def read_source(args: argparse.Namespace) -> Source:
     return Source(args.data_dir, args.crops_dir, crops)
 
 
-def loader(dataset: Dataset, batches: Any, workers: int, world: Processes) -> DataLoader:
+def loader(dataset: Dataset, batches: Any, workers: int, world: Processes, persistent: bool = False) -> DataLoader:
     """Samples are seeded by themselves: the loader's own generator keeps its draws out of PyTorch's."""
     return DataLoader(
         dataset,
@@ -118,7 +122,7 @@ def loader(dataset: Dataset, batches: Any, workers: int, world: Processes) -> Da
         num_workers=workers,
         collate_fn=concatenate,
         pin_memory=world.device.type == "cuda",
-        persistent_workers=workers > 0,
+        persistent_workers=persistent,
         worker_init_fn=_one_thread,
         generator=torch.Generator(),
     )
@@ -149,6 +153,7 @@ def settings(args: argparse.Namespace, config: Config, crops: Crops, world: Proc
         "config": config.model_dump(mode="json"),
         "seed": args.seed,
         "fold": args.fold,
+        "crops_dir": str(args.crops_dir),
         "public_validation": args.public_validation,
         "label_smoothing": args.label_smoothing,
         "padding_part": args.padding_part,
@@ -197,8 +202,6 @@ def _copy_weights(built: nn.Module, path: str | Path) -> None:
 
 def learner(config: Config, network: nn.Module, crop: MarginCrop | SquareCrop, world: Processes) -> Learner:
     """The network on its device, and what trains it. Raises OptimizerError."""
-    if world.device.type == "cpu":
-        keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     network = world.synchronise_batch_norms(network).to(world.device, memory_format=memory)
@@ -218,6 +221,7 @@ def learner(config: Config, network: nn.Module, crop: MarginCrop | SquareCrop, w
         accumulate=optimizer.accumulate,
         mixed=mixed,
         processes=world,
+        layout=memory,
         ema=ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None,
     )
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from training.tools.checkpoint import Recipe
 from training.tools.distributed import Processes
 from training.tools.metrics import mean_by_video
 
-# So many broken images stop a run: a share of those seen in an epoch, but a few are always forgiven.
+# So many broken images stop a run: a share of an epoch's, but a few are always forgiven.
 BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10
 
 log = logging.getLogger(__name__)
@@ -55,16 +55,17 @@ class Learner:
     accumulate: int
     mixed: torch.dtype | None
     processes: Processes
+    layout: torch.memory_format = torch.channels_last
     ema: ModelEmaV3 | None = None
     steps: int = 0
 
     @property
-    def best_network(self) -> nn.Module:
-        """The network to evaluate and to keep."""
+    def averaged(self) -> nn.Module:
+        """The network to evaluate and to keep: the moving average, if there is one."""
         return self.ema.module if self.ema else self.network
 
 
-def train_one_epoch(learner: Learner, batches: Iterable[Batch], epoch: int, crops: Crops) -> dict[str, float | int]:
+def train_one_epoch(learner: Learner, batches: Collection[Batch], epoch: int, crops: Crops) -> dict[str, float | int]:
     """One pass over the batches; `learner` is changed in place. The network's mode (frozen or not) is the caller's.
 
     Returns `train_loss` (mean over the batches, of all processes), `lr` (of the last step), `images_per_second` and
@@ -84,12 +85,13 @@ def train_one_epoch(learner: Learner, batches: Iterable[Batch], epoch: int, crop
         if not math.isfinite(loss):
             names = [name for names in learner.processes.gather(_names(batch, crops)) for name in names]
             raise TrainingError(
-                f"the loss is {loss} in epoch {epoch}, batch {number} ({some(names)}); lower the learning rate, or "
+                f"the loss, or its gradient, is {loss} in epoch {epoch}, batch {number} ({some(names)}); lower the "
+                "learning rate, or "
                 "leave float16 (--opt-level O0). The checkpoints are those of the epochs before"
             )
         losses.append(loss)
         seen, broken = seen + images, broken + failed
-        check_broken(broken, seen)
+        check_broken(broken, len(batches) * images)
         bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", rate=f"{rate:.2e}", refresh=False)
     seconds = time.monotonic() - started
     return {
@@ -102,9 +104,9 @@ def train_one_epoch(learner: Learner, batches: Iterable[Batch], epoch: int, crop
 
 
 def train_step(learner: Learner, batch: Batch, rate: float) -> tuple[float, int, int]:
-    """One step of the optimizer, unless the loss is not finite.
+    """One step of the optimizer, unless the loss or its gradient is not finite.
 
-    Returns the loss of the whole batch, and its images and broken images, of all processes together.
+    Returns the loss of the whole batch (or that gradient's norm), its images and its broken ones; of all processes.
     """
     processes, device = learner.processes, learner.processes.device
     for group in learner.optimizer.param_groups:
@@ -119,7 +121,7 @@ def train_step(learner: Learner, batch: Batch, rate: float) -> tuple[float, int,
     for first in range(0, len(labels), size):
         part = slice(first, first + size)
         with _shared_gradients(learner.model, first + size >= len(labels)):
-            logits, drawn = forward(learner.model, learner.recipe, images[part], learner.mixed)
+            logits, drawn = forward(learner.model, learner.recipe, images[part], learner.mixed, learner.layout)
             # Gradients are averaged over the processes; what is wanted is the sum of their shares.
             loss = learner.loss(logits, labels[part], valid[part], counts) * processes.total
             if drawn is not None:
@@ -129,26 +131,29 @@ def train_step(learner: Learner, batch: Batch, rate: float) -> tuple[float, int,
     figures = torch.stack([total, total.new_tensor(len(labels)), total.new_tensor(len(batch.broken))])
     loss, seen, broken = processes.sum(figures).tolist()
     if math.isfinite(loss):
-        _update(learner)
+        norm = _update(learner)
+        loss = loss if math.isfinite(norm) else norm
     return loss, round(seen), round(broken)
 
 
 def forward(
-    model: nn.Module, recipe: Recipe, images: torch.Tensor, mixed: torch.dtype | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    images: torch.Tensor,
+    mixed: torch.dtype | None = None,
+    layout: torch.memory_format = torch.channels_last,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits (n,) of uint8 images (n, size, size, 3); and mask logits (n, 1, size, size), if the network draws them."""
     with torch.autocast(images.device.type, mixed, enabled=mixed is not None):
-        output = model(recipe.normalise(images))
+        output = model(recipe.normalise(images).contiguous(memory_format=layout))
     logits, drawn = output if isinstance(output, tuple) else (output, None)
     return logits[:, 0].float(), None if drawn is None else drawn.float()
 
 
-def check_broken(broken: int, seen: int) -> None:
-    """Raises TrainingError where too many images could not be read."""
-    if broken > max(BROKEN_ALWAYS, BROKEN_SHARE * seen):
-        raise TrainingError(
-            f"{broken} of {broken + seen} images cannot be read (named above); mend them, or --crops-dir"
-        )
+def check_broken(broken: int, images: int) -> None:
+    """Raises TrainingError where too many of an epoch's images could not be read."""
+    if broken > max(BROKEN_ALWAYS, BROKEN_SHARE * images):
+        raise TrainingError(f"{broken} of an epoch's {images} images cannot be read (named above); see --crops-dir")
 
 
 class VideoScores(NamedTuple):
@@ -180,14 +185,14 @@ def score_videos(
         broken += batch.broken
         if len(batch.rows):
             logits, _ = forward(network, recipe, batch.images.to(processes.device, non_blocking=True), mixed)
-            scores.append(logits.sigmoid().double().cpu().numpy())
+            scores.append(logits.sigmoid().cpu().double().numpy())
             rows.append(batch.rows.numpy())
     for message in broken:
         log.warning("left out: %s", message)
     parts = processes.gather((np.concatenate([[], *rows]), np.concatenate([[], *scores]), len(broken)))
     rows, scores, broken = zip(*parts, strict=True)
     row, score = np.concatenate(rows).astype(int), np.concatenate(scores)
-    check_broken(sum(broken), len(row))
+    check_broken(sum(broken), sum(broken) + len(row))
     if not len(row) or not np.isfinite(score).all():
         raise TrainingError("no finite scores of the validation's crops; take an earlier checkpoint, or leave float16")
     numbers, means, frames = mean_by_video(crops.video[row], score)
@@ -204,12 +209,17 @@ def _shared_gradients(model: nn.Module, share: bool) -> contextlib.AbstractConte
     return contextlib.nullcontext() if share or not hasattr(model, "no_sync") else model.no_sync()
 
 
-def _update(learner: Learner) -> None:
+def _update(learner: Learner) -> float:
+    """One step, unless the gradient is not finite, when its norm is returned; 0 otherwise."""
     learner.scaler.unscale_(learner.optimizer)
-    clip_grad_norm_([p for p in learner.network.parameters() if p.grad is not None], learner.clip_norm)
+    parameters = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
+    norm = clip_grad_norm_(parameters, learner.clip_norm).item()
+    if not math.isfinite(norm) and not learner.scaler.is_enabled():  # float16's scaler leaves such a step out
+        return norm
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad()
     learner.steps += 1
     if learner.ema:
         learner.ema.update(learner.network, step=learner.steps)
+    return 0.0

@@ -117,7 +117,7 @@ def read_labels(path: Path) -> dict[str, bool]:
 
 def of_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     """Figures of a fold's videos. Raises CheckpointError, FoldsError, TrainingError, ..."""
-    from preprocessing.crops import MARGIN, MarginCrop
+    from preprocessing.crops import MarginCrop
     from training.datasets.classifier_dataset import PADDING_PART
     from training.pipelines import build
     from training.pipelines.engine import score_videos
@@ -126,8 +126,15 @@ def of_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     from training.tools.distributed import processes
 
     network, recipe = load_network(args.checkpoint)
-    margin = recipe.crop.margin if isinstance(recipe.crop, MarginCrop) else MARGIN
-    args.padding_part = max(PADDING_PART, round(1 / margin))
+    args.padding_part = PADDING_PART
+    if isinstance(recipe.crop, MarginCrop):
+        args.padding_part = max(PADDING_PART, round(1 / recipe.crop.margin))
+        if abs(1 / args.padding_part - recipe.crop.margin) > 1e-6:
+            raise EvaluationError(
+                f"{args.checkpoint}: cannot cut its margin of {recipe.crop.margin:.3f} from the crops"
+            )
+    else:
+        log.warning("%s was trained on crops of its own, %s: these must be such", args.checkpoint, recipe.crop)
     source = build.read_source(args)
     with processes(args.device) as world:
         batches = build.validation_loader(args, source, recipe.size, args.batch_size, world)

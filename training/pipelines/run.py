@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from preprocessing.errors import ReportedError
-from preprocessing.output import whole_file, write_whole
+from preprocessing.output import remove, whole_file, write_whole
 from training.pipelines.engine import Learner, VideoScores
 from training.tools.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 
@@ -56,7 +56,7 @@ class Checkpoints:
 
         Killed in between, a run does the epoch again, to the same end.
         """
-        weights = {f"{PREFIX}{key}": value for key, value in learner.best_network.state_dict().items()}
+        weights = {f"{PREFIX}{key}": value for key, value in learner.averaged.state_dict().items()}
         training = {
             "network": learner.network.state_dict() if learner.ema else None,
             "optimizer": learner.optimizer.state_dict(),
@@ -67,15 +67,21 @@ class Checkpoints:
         }
         for which in (epoch, *(["best"] if best.epoch == epoch else []), "last"):
             path = self.path(which)
+            remove(path.with_suffix(".csv"))
             if scores:
                 write_scores(path.with_suffix(".csv"), scores)
             more = {"training": training} if which == "last" else {}
             save_checkpoint(path, weights, learner.recipe, epoch=epoch, bce_best=best.bce, **more)
 
-    def describe(self, settings: dict[str, Any], begun: list[str]) -> None:
-        """Write OUTPUT_DIR/NAME.json: the resolved settings, the command line, package versions, git revision."""
-        about = {"settings": settings, "command": begun, "versions": versions(), "revision": revision()}
-        write_whole(self.folder / f"{self.name}.json", json.dumps(about, indent=4) + "\n")
+    def describe(self, settings: dict[str, Any], start: int, command: list[str]) -> None:
+        """Write OUTPUT_DIR/NAME.json: the resolved settings, and of each start of the run what it was started with."""
+        path = self.folder / f"{self.name}.json"
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if start else []
+        except (OSError, ValueError, KeyError, TypeError):
+            starts = []
+        starts.append({"epoch": start, "command": command, "versions": versions(), "revision": revision()})
+        write_whole(path, json.dumps({"settings": settings, "starts": starts}, indent=4) + "\n")
 
 
 def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int, Best]:
@@ -83,14 +89,17 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
 
     Raises ResumeError for a run with other settings, or a checkpoint that holds weights only.
     """
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        raise ResumeError(f"{error}, or remove it: then the run starts afresh") from None
     training = checkpoint.get("training")
     if not isinstance(training, dict):
         raise ResumeError(f"{path}: holds weights only; --from-zero starts a new run from them")
     _compare(path, training["settings"], settings)
     weights = {key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items()}
     try:
-        learner.best_network.load_state_dict(weights)
+        learner.averaged.load_state_dict(weights)
         if learner.ema:
             learner.network.load_state_dict(training["network"])
         learner.optimizer.load_state_dict(training["optimizer"])

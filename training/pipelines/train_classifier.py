@@ -22,6 +22,7 @@ if not __package__:
 import torch
 
 from preprocessing import command
+from preprocessing.allocator import keep_freed_memory
 from preprocessing.output import make_folder
 from training.datasets.classifier_dataset import DROPOUTS, PADDING_PART
 from training.pipelines import build
@@ -42,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("what is trained").add_argument
     add("--config", type=Path, required=True, help="JSON file, see configs/")
-    add("--set", type=parse_change, action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
+    add("--set", type=change, action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
     add("--epochs", type=command.positive, help="the same as --set optimizer.schedule.epochs=N")
     add("--opt-level", choices=("O0", "O1"), help="O0: float32, O1: mixed precision (default: fp16 of the config)")
     add("--freeze-epochs", type=not_negative, default=0, help="so many epochs only train the last layer")
@@ -91,6 +92,8 @@ def main(args: argparse.Namespace) -> int:
         logging.getLogger().setLevel(logging.INFO if world.first else logging.WARNING)
         data = build.data(args, config, world)
         source = taken_up_from(args, checkpoints)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(args.seed)
         network = build.network(config, fresh=source is None, weights=args.resume if args.from_zero else None)
         learner = build.learner(config, network, build.crop_rule(config, args.padding_part), world)
@@ -102,7 +105,7 @@ def main(args: argparse.Namespace) -> int:
         if source:
             log.info("taken up from %s, at epoch %d", source, start)
         if world.first:
-            checkpoints.describe(settings, sys.argv)
+            checkpoints.describe(settings, start, sys.argv)
         train(args, learner, data, checkpoints, settings, start, Best() if args.zero_score else best)
     return 0
 
@@ -119,6 +122,8 @@ def train(
     """The epochs from `start` on, each with its figures and its checkpoint."""
     world, frozen = learner.processes, None
     epochs = settings["config"]["optimizer"]["schedule"]["epochs"]
+    if learner.rate(epochs - 1, (epochs - 1) * len(data.batches)) == 0:
+        log.warning("the learning rate falls to 0 before the last epoch; see optimizer.schedule.params")
     epoch_log = EpochLog(args.logdir, checkpoints.name, start) if world.first else None
     for epoch in range(start, epochs):
         torch.manual_seed(build.seed_of(args.seed, epoch, world.rank))
@@ -132,8 +137,7 @@ def train(
         figures: dict[str, Any] = {"epoch": epoch, **train_one_epoch(learner, data.training, epoch, data.crops)}
         scores = None
         if (epoch + 1) % args.test_every == 0 or epoch + 1 == epochs:
-            network = learner.best_network
-            scores = score_videos(network, learner.recipe, data.validation, data.crops, world, learner.mixed)
+            scores = score_videos(learner.averaged, learner.recipe, data.validation, data.crops, world, learner.mixed)
             figures |= metrics.class_losses(scores.scores, scores.fake)
             figures |= metrics.evaluate(scores.scores, scores.fake)
             figures["bce"] = figures.pop("balanced_log_loss")
@@ -164,6 +168,8 @@ def taken_up_from(args: argparse.Namespace, checkpoints: Checkpoints) -> Path | 
         raise build.SetupError("--from-zero goes with --resume FILE, whose weights the run starts from")
     own = checkpoints.path("last")
     if args.resume != "none" and own.is_file():
+        if args.resume != "auto":
+            log.warning("%s is not used: the run goes on from its own %s", args.resume, own)
         return own
     return None if args.from_zero or args.resume in ("auto", "none") else Path(args.resume)
 
@@ -175,6 +181,13 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         "fp16": None if args.opt_level is None else args.opt_level == "O1",
     }
     return {**dict(args.set), **{key: value for key, value in short.items() if value is not None}}
+
+
+def change(text: str) -> tuple[str, Any]:
+    try:
+        return parse_change(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def label_smoothing(text: str) -> float:

@@ -172,7 +172,10 @@ def _is_state(state: Any) -> bool:
 def save_checkpoint(path: str | Path, state_dict: dict[str, torch.Tensor], recipe: Recipe, **more: Any) -> None:
     """Write a checkpoint that `load_network` reads. The file appears whole or not at all. Raises OutputError."""
     with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
-        torch.save({"state_dict": state_dict, "recipe": recipe.to_dict(), **more}, file)
+        try:
+            torch.save({"state_dict": state_dict, "recipe": recipe.to_dict(), **more}, file)
+        except RuntimeError as error:  # PyTorch's own, raised while it closes a file on a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error  # noqa: B904
 
 
 def _check_fit(

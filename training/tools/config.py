@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from preprocessing.crops import CROPS, MarginCrop, SquareCrop
+from preprocessing.crops import CROPS, MARGIN, MarginCrop, SquareCrop
 from preprocessing.errors import ReportedError
 from training.losses import LOSSES, MASK_LOSS
 from training.tools.checkpoint import Recipe
@@ -90,6 +90,24 @@ class NormalizeConfig(Section):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
+class MarginConfig(Section):
+    """See preprocessing.crops.MarginCrop."""
+
+    kind: Literal["margin"] = "margin"
+    margin: PositiveFloat = MARGIN
+
+
+class SquareConfig(Section):
+    """See preprocessing.crops.SquareCrop."""
+
+    kind: Literal["square"] = "square"
+    side: PositiveFloat
+    center: float
+
+
+CROP_CONFIGS = {"margin": MarginConfig, "square": SquareConfig}
+
+
 class AugmentationConfig(Section):
     """Strengths and probabilities of the augmentations; the defaults are those of the winning solution."""
 
@@ -138,8 +156,8 @@ class Config(Section):
     # Rates of dropout before the last layer and of stochastic depth; null: the network's own.
     dropout: Share | None = None
     drop_path: Share | None = None
-    # The part of the frame that the crops show: {"kind": "margin", "margin": M} or {"kind": "square", ...}.
-    crop: dict[str, Any] = {"kind": MarginCrop.kind, "margin": MarginCrop().margin}
+    # The part of the frame that the crops show.
+    crop: Annotated[MarginConfig | SquareConfig, Field(discriminator="kind")] = MarginConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
@@ -153,15 +171,10 @@ class Config(Section):
             raise ValueError(f"losses: one of {', '.join(LOSSES)} is needed")
         if self.ohem_samples and self.optimizer.accumulate > 1:
             raise ValueError("ohem_samples: chooses from whole batches; set optimizer.accumulate to 1")
-        try:
-            self.crop_rule()
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'crop: {error!r}; "kind" is one of {", ".join(CROPS)}, with its parameters') from None
         return self
 
     def crop_rule(self) -> MarginCrop | SquareCrop:
-        values = dict(self.crop)
-        return CROPS[values.pop("kind")](**values)
+        return CROPS[self.crop.kind](**self.crop.model_dump(exclude={"kind"}))
 
     def recipe(self, crop: MarginCrop | SquareCrop) -> Recipe:
         """What a checkpoint must say of the network that is trained on these crops."""
@@ -230,7 +243,12 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
 
 
 def _keys(model: type[BaseModel], place: list[str]) -> Iterable[str]:
+    """The keys of the section at a place; a part of it may be the kind of crop."""
+    kinds: list[type[BaseModel]] = []
     for name in place:
-        annotation = model.model_fields[name].annotation
-        model = next(kind for kind in (annotation, *get_args(annotation)) if issubclass(kind, BaseModel))
+        if name in model.model_fields:
+            annotation = model.model_fields[name].annotation
+            parts = (annotation, *get_args(annotation))
+            kinds = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        model = next((kind for kind in kinds if kind is CROP_CONFIGS.get(name)), kinds[0])
     return model.model_fields

@@ -71,12 +71,13 @@ def processes(device: str) -> Iterator[Processes]:
     """Join the other processes, if torchrun has started any. Raises DeviceError for a device that is not there."""
     total = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
+    if total > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     chosen = choose_device(device)
     if total == 1:
         yield Processes(0, 1, chosen)
         return
     if chosen.type == "cuda":
-        chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(chosen)
     torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     yield Processes(rank, total, chosen)
@@ -90,6 +91,7 @@ class CpuSyncBatchNormAct2d(BatchNormAct2d):
         return self.act(self.drop(self._normalised(x))) if self.training else super().forward(x)
 
     def _normalised(self, x: torch.Tensor) -> torch.Tensor:
+        dtype, x = x.dtype, x.float()  # sums of bfloat16 would not do
         count = _Sum.apply(x.new_tensor([x.numel() / x.shape[1]]))
         mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
         deviations = x - mean[:, None, None]
@@ -99,7 +101,7 @@ class CpuSyncBatchNormAct2d(BatchNormAct2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return deviations * scale[:, None, None] + self.bias[:, None, None]
+        return (deviations * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
 
 
 class _Sum(torch.autograd.Function):

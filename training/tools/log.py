@@ -25,7 +25,7 @@ class EpochLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = logdir / f"{name}.jsonl"
-        before = [line for line in read_log(self.path) if line["epoch"] < start] if start else []
+        before = [line for line in read_log(self.path) if line["epoch"] < start] if start and self.path.exists() else []
         write_whole(self.path, "".join(map(_line, before)))
         if not start:
             shutil.rmtree(logdir / name, ignore_errors=True)

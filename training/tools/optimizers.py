@@ -30,6 +30,8 @@ class OptimizerError(ReportedError):
 def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of all parameters that require a gradient. Raises OptimizerError where apex is needed."""
     options: dict[str, Any] = {name: getattr(config, name) for name in OPTIMIZERS[config.type]}
+    if config.type == "FusedAdam":
+        options["adam_w_mode"] = False  # apex's default is AdamW
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return _optimizer(config.type)(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **options)
 
