@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from timm.layers import SyncBatchNormAct
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
 from tests import crops, golden
@@ -134,12 +136,34 @@ def test_a_process_that_fails_ends_all() -> None:
     assert time.monotonic() - started < 60
 
 
-def test_bfloat16_in_two_processes(root: Path) -> None:
-    config(root, 8)
-    mixed = ("--set", "fp16=true", "--set", "amp_dtype=bfloat16", "--epochs", 1, "--set", "size=32")
-    finished = crops.train(root, "--prefix", "mixed_", *mixed, processes=2)
-    assert finished.returncode == 0, finished.stderr
-    assert crops.log(root, f"mixed_{NETWORK}")[0]["train_loss"] < 2
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_batch_norm_by_definition(dtype: torch.dtype, tolerance: float) -> None:
+    """Alone, the synchronised one is the plain one: output, gradient and running statistics."""
+    plain = BatchNormAct2d(6).train()
+    torch.nn.init.uniform_(plain.weight)
+    torch.nn.init.uniform_(plain.bias)
+    synchronised = Processes(0, 2, torch.device("cpu")).synchronise_batch_norms(nn.Sequential(copy.deepcopy(plain)))
+    x = torch.randn(5, 6, 7, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    gradients = []
+    for norm in (plain, synchronised):
+        images = x.to(dtype).requires_grad_()
+        output = norm(images)
+        assert output.dtype == dtype
+        (output.float() ** 2).sum().backward()
+        gradients.append((output.float(), images.grad.float()))
+    for one, two in zip(*gradients, strict=True):
+        assert (one - two).norm() < tolerance * one.norm()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(synchronised.state_dict()[f"0.{key}"], value, rtol=tolerance, atol=tolerance)
 
 
 def activations(network: nn.Module) -> int:

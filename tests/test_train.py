@@ -201,22 +201,17 @@ def test_other_settings_are_another_run(data: Path) -> None:
         run(data, "--set", "optimizer.learning_rate=0.1")
 
 
-def test_more_epochs_go_on(root: Path) -> None:
-    """And give what they would have given at once."""
-    assert run(root, "--epochs", 1, "--prefix", "a_") == 0
-    assert run(root, "--epochs", 2, "--prefix", "a_") == 0
-    assert run(root, "--epochs", 2, "--prefix", "b_") == 0
-    assert same_weights(weights(root, name=f"a_{NETWORK}"), weights(root, name=f"b_{NETWORK}"))
-    assert not same_weights(weights(root, 0, f"a_{NETWORK}"), weights(root, 1, f"a_{NETWORK}"))
-
-
-def test_taken_up_in_another_place(root: Path) -> None:
-    """From a copy of a last checkpoint, in a folder of logs that has none of the run."""
+def test_more_epochs_and_another_place(root: Path) -> None:
+    """Taken up for a second epoch: by the run, and from a copy in another folder of logs; as two epochs at once."""
     assert run(root, "--epochs", 1, "--prefix", "a_") == 0
     copy = shutil.copy(root / "weights" / f"a_{NETWORK}_last.pt", root / "copy.pt")
-    assert run(root, "--epochs", 2, "--prefix", "b_", "--resume", copy, "--logdir", root / "other") == 0
     assert run(root, "--epochs", 2, "--prefix", "a_") == 0
-    assert same_weights(weights(root, name=f"a_{NETWORK}"), weights(root, name=f"b_{NETWORK}"))
+    assert run(root, "--epochs", 2, "--prefix", "b_", "--resume", copy, "--logdir", root / "other") == 0
+    assert run(root, "--epochs", 2, "--prefix", "c_") == 0
+    straight = weights(root, name=f"c_{NETWORK}")
+    assert same_weights(weights(root, name=f"a_{NETWORK}"), straight)
+    assert same_weights(weights(root, name=f"b_{NETWORK}"), straight)
+    assert not same_weights(weights(root, 0, f"c_{NETWORK}"), straight)
     (line,) = read_log(root / "other" / f"b_{NETWORK}.jsonl")
     assert line["epoch"] == 1
 
@@ -277,14 +272,13 @@ def test_weights_of_another_run(data: Path, root: Path) -> None:
     torch.testing.assert_close(found[key], given[key], rtol=0, atol=1e-6)
 
 
-def test_zero_score(data: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(data, tmp_path / "data"))
+def test_zero_score(root: Path) -> None:
+    assert run(root, "--epochs", 1) == 0
     path = root / "weights" / f"{NETWORK}_last.pt"
-    checkpoint = torch.load(path, weights_only=True)
-    torch.save({**checkpoint, "bce_best": 1e-9}, path)
-    assert run(root, "--epochs", EPOCHS + 1) == 0
+    torch.save({**torch.load(path, weights_only=True), "bce_best": 1e-9}, path)
+    assert run(root, "--epochs", 2) == 0
     assert crops.log(root)[-1]["bce"] > read_checkpoint(path)["bce_best"] == 1e-9
-    assert run(root, "--epochs", EPOCHS + 2, "--zero-score") == 0
+    assert run(root, "--epochs", 3, "--zero-score") == 0
     assert read_checkpoint(path)["bce_best"] == crops.log(root)[-1]["bce"]
 
 
