@@ -6,4 +6,4 @@ cd "$(dirname "$0")"
 use_python "$PWD/requirements-dev.txt"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest "$@"
+"$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"
