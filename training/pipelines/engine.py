@@ -86,8 +86,7 @@ def train_one_epoch(learner: Learner, batches: Collection[Batch], epoch: int, cr
             names = [name for names in learner.processes.gather(_names(batch, crops)) for name in names]
             raise TrainingError(
                 f"the loss, or its gradient, is {loss} in epoch {epoch}, batch {number} ({some(names)}); lower the "
-                "learning rate, or "
-                "leave float16 (--opt-level O0). The checkpoints are those of the epochs before"
+                "learning rate, or leave float16 (--opt-level O0). The checkpoints are those of the epochs before"
             )
         losses.append(loss)
         seen, broken = seen + images, broken + failed
