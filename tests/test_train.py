@@ -225,6 +225,11 @@ def test_a_damaged_last_checkpoint(root: Path) -> None:
     crops.write(root / "weights" / f"{NETWORK}_last.pt", b"PK not a checkpoint")
     with pytest.raises(ReportedError, match=r"_last\.pt: .*, or remove it: then the run starts afresh"):
         run(root)
+    torch.save(
+        {"state_dict": {"a": torch.ones(1)}, "training": {"settings": {}}}, root / "weights" / f"{NETWORK}_last.pt"
+    )
+    with pytest.raises(ReportedError, match=r"_last\.pt: does not fit this run .*--resume none starts afresh"):
+        run(root)
 
 
 def test_a_full_disk(root: Path) -> None:

@@ -96,9 +96,9 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
     training = checkpoint.get("training")
     if not isinstance(training, dict):
         raise ResumeError(f"{path}: holds weights only; --from-zero starts a new run from them")
-    _compare(path, training["settings"], settings)
     weights = {key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items()}
     try:
+        _compare(path, training["settings"], settings)
         learner.averaged.load_state_dict(weights)
         if learner.ema:
             learner.network.load_state_dict(training["network"])
