@@ -55,7 +55,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def seed(text: str) -> int:
+def not_negative(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return int(text)

@@ -36,7 +36,7 @@ SEED = 777
 def get_args_parser() -> argparse.ArgumentParser:
     parser = command.get_parser(__doc__)
     command.add_run_arguments(parser)
-    parser.add_argument("--seed", type=command.seed, default=SEED, help="of the rate factors")
+    parser.add_argument("--seed", type=command.not_negative, default=SEED, help="of the rate factors")
     return parser
 
 

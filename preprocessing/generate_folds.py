@@ -45,7 +45,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     command.add_crops_dir(parser)
     parser.add_argument("--out", type=Path, help="CSV to write (default: folds.csv in the root folder)")
     parser.add_argument("--n-splits", type=command.positive, default=N_SPLITS, help="number of folds")
-    parser.add_argument("--seed", type=command.seed, default=SEED, help="of the order of the rows")
+    parser.add_argument("--seed", type=command.not_negative, default=SEED, help="of the order of the rows")
     return parser
 
 

@@ -53,7 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--public-validation", action="store_true", help="score DFDC's 400 public test videos instead")
     add("--predictions", type=Path, metavar="CSV", help="write each video's score to this file")
     add("--batch-size", type=command.positive, default=32, help="crops at a time")
-    add("--workers", type=int, default=2, help="processes that load data")
+    add("--workers", type=command.not_negative, default=2, help="processes that load data")
     add("--device", default="auto", help="auto, cpu, cuda")
     return parser
 

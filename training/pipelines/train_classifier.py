@@ -46,8 +46,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--set", type=change, action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
     add("--epochs", type=command.positive, help="the same as --set optimizer.schedule.epochs=N")
     add("--opt-level", choices=("O0", "O1"), help="O0: float32, O1: mixed precision (default: fp16 of the config)")
-    add("--freeze-epochs", type=not_negative, default=0, help="so many epochs only train the last layer")
-    add("--seed", type=command.seed, default=777, help="of everything that is drawn")
+    add("--freeze-epochs", type=command.not_negative, default=0, help="so many epochs only train the last layer")
+    add("--seed", type=command.not_negative, default=777, help="of everything that is drawn")
     add = parser.add_argument_group("data").add_argument
     add("--data-dir", type=Path, required=True, help="folder of the dataset")
     add("--crops-dir", type=Path, default=Path("crops"), help="folder of the crops in it")
@@ -70,7 +70,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--test-every", type=command.positive, default=1, help="validate every N epochs")
     add(
         "--workers",
-        type=not_negative,
+        type=command.not_negative,
         default=build.default_workers(),
         help="processes that load data, for each that trains",
     )
@@ -199,12 +199,6 @@ def label_smoothing(text: str) -> float:
 def padding_part(text: str) -> int:
     if int(text) < PADDING_PART:
         raise argparse.ArgumentTypeError(f"{text} is below {PADDING_PART}, the margin that the crops have")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
     return int(text)
 
 
