@@ -15,12 +15,17 @@ from skimage.data import astronaut, coffee
 
 def moving(picture: np.ndarray, frames: int, width: int, height: int, zoom: float = 1.0) -> Iterator[np.ndarray]:
     """A camera that circles over a picture: RGB uint8 (height, width, 3) frames. Black beyond the picture."""
-    rows, columns = picture.shape[:2]
-    for angle in np.linspace(0, 2 * np.pi, frames, endpoint=False):
-        shift = np.array([np.cos(angle), np.sin(angle)]) * 0.04 * min(width, height)
-        corner = np.array([width - columns * zoom, height - rows * zoom]) / 2 + shift
-        place = np.array([[zoom, 0, corner[0]], [0, zoom, corner[1]]])
+    for x, y in corners(picture, frames, width, height, zoom):
+        place = np.array([[zoom, 0, x], [0, zoom, y]])
         yield cv2.warpAffine(picture, place, (width, height), flags=cv2.INTER_LINEAR)
+
+
+def corners(picture: np.ndarray, frames: int, width: int, height: int, zoom: float) -> np.ndarray:
+    """Where the enlarged picture's corner is in each frame: (frames, 2), x and y."""
+    angle = np.linspace(0, 2 * np.pi, frames, endpoint=False)
+    shift = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 0.04 * min(width, height)
+    rows, columns = picture.shape[:2]
+    return np.array([width - columns * zoom, height - rows * zoom]) / 2 + shift
 
 
 def write_clip(

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from training.tools.metrics import class_losses, evaluate, expected_calibration_error, mean_by_video
+from training.tools.metrics import (
+    class_losses,
+    evaluate,
+    expected_calibration_error,
+    intervals,
+    mean_by_video,
+    reliability,
+)
+from training.tools.plots import draw_reliability, draw_roc
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.random(400) < 0.3
@@ -71,3 +79,48 @@ def test_mean_by_video() -> None:
     numbers, means, frames = mean_by_video(np.array([7, 2, 7, 7]), np.array([0.1, 0.5, 0.2, 0.6]))
     assert (numbers.tolist(), frames.tolist()) == ([2, 7], [1, 3])
     np.testing.assert_allclose(means, [0.5, 0.3])
+
+
+def test_reliability_by_hand() -> None:
+    """Bins of a quarter: the second one holds nothing, a score of 1 is in the last."""
+    means, shares, counts = reliability(np.array([0.1, 0.2, 0.6, 0.8, 1.0]), np.array([0, 1, 1, 0, 1]), bins=4)
+    assert means == pytest.approx([0.15, 0.6, 0.9])
+    assert shares == pytest.approx([0.5, 1, 0.5])
+    assert counts.tolist() == [2, 1, 2]
+
+
+def test_the_interval_of_a_share() -> None:
+    """Of 400 people with one video each, 70 % right: the binomial's, by its normal approximation."""
+    scores = np.where(np.arange(400) < 280, 0.9, 0.1)
+    low, high = intervals(scores, np.ones(400, bool), np.arange(400), draws=2000)["accuracy"]
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 400)
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
+
+
+def test_people_are_drawn_with_all_their_videos() -> None:
+    """Ten videos a person that are all right or all wrong say no more than one does."""
+    right, people = np.repeat(np.arange(40) < 28, 10), np.repeat(np.arange(40), 10)
+    low, high = intervals(np.where(right, 0.9, 0.1), np.ones(400, bool), people, draws=1000)["accuracy"]
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 40)
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.03)
+
+
+def test_intervals_hold_the_figures() -> None:
+    figures, bounds = evaluate(SCORES, LABELS), intervals(SCORES, LABELS, np.arange(400), draws=200)
+    assert bounds.keys() == figures.keys() - {"videos"}
+    for name in ("auc", "log_loss", "average_precision"):
+        assert bounds[name][0] < figures[name] < bounds[name][1]
+    assert intervals(SCORES[LABELS], LABELS[LABELS], np.arange(LABELS.sum()), draws=20)["auc"] is None
+
+
+def test_what_is_drawn() -> None:
+    """The curves' areas and points by hand; of the threshold, the shares that its legend states."""
+    _, curve, threshold = draw_roc(SCORES, LABELS).axes[0].lines
+    assert np.trapezoid(*curve.get_data()[::-1]) == pytest.approx(evaluate(SCORES, LABELS)["auc"])
+    fakes, reals = np.mean(SCORES[LABELS] > 0.5), np.mean(SCORES[~LABELS] > 0.5)
+    assert np.ravel(threshold.get_data()) == pytest.approx([reals, fakes])
+    assert threshold.get_label() == f"score above 0.5: {reals:.1%} of reals, {fakes:.1%} of fakes"
+    axes, below = draw_reliability(SCORES, LABELS).axes
+    means, shares, counts = reliability(SCORES, LABELS)
+    assert axes.lines[1].get_data() == pytest.approx([means, shares])
+    assert [bar.get_height() for bar in below.patches if bar.get_height()] == counts.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from preprocessing.generate_folds import COLUMNS
 
 # Of the validation videos, only frames with such numbers are looked at.
 VALIDATION_STEP = 20
+# The people of a fold in two halves: what is chosen and calibrated on one is reported on the other.
+HALVES = ("calibration", "report")
 # The ids of the 400 videos of DFDC's public test set.
 PUBLIC_VIDEOS = Path(__file__).parents[2] / "configs/public_validation_videos.txt"
 
@@ -98,16 +101,24 @@ def read_folds(path: Path) -> Crops:
     )
 
 
-def validation_rows(crops: Crops, fold: int, public: bool = False) -> np.ndarray:
+def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | None = None) -> np.ndarray:
     """Every VALIDATION_STEP-th frame of the videos of a fold, or with `public` of DFDC's public test set.
 
-    Raises FoldsError where there are none.
+    `half`: only of the people in this half. Raises FoldsError where there are none.
     """
     rows = np.flatnonzero(_validated(crops, fold, public) & (crops.frame % VALIDATION_STEP == 0))
+    if half:
+        rows = rows[[half_of(crops.videos[original]) == half for original in crops.original[rows]]]
     if not len(rows):
         where = "the public validation videos" if public else f"fold {fold}"
+        where = f"the {half} half of {where}" if half else where
         raise FoldsError(f"no crops to validate on: {where} has none; the list's folds are {_folds(crops)}, see --fold")
     return rows
+
+
+def half_of(original: str) -> str:
+    """The half that a person, the id of an original video, is in, whatever other people there are."""
+    return HALVES[zlib.crc32(original.encode()) % 2]
 
 
 def training_rows(crops: Crops, fold: int, public: bool = False) -> np.ndarray:

@@ -76,17 +76,25 @@ def data(args: argparse.Namespace, config: Config, world: Processes) -> Data:
         crops,
         batches,
         loader(dataset, batches, args.workers, world, persistent=args.workers > 0),
-        validation_loader(args, dataset.source, config.size, optimizer.batch_size * VALIDATION_BATCH, world),
+        validation_loader(
+            dataset.source,
+            validation_rows(crops, args.fold, args.public_validation),
+            config.size,
+            args.padding_part,
+            optimizer.batch_size * VALIDATION_BATCH,
+            args.workers,
+            world,
+        ),
     )
 
 
 def validation_loader(
-    args: argparse.Namespace, source: Source, size: int, batch_size: int, world: Processes
+    source: Source, rows: np.ndarray, size: int, padding_part: int, batch_size: int, workers: int, world: Processes
 ) -> DataLoader:
-    """This process' share of the validation's crops, each of which is in one share. Raises FoldsError."""
-    rows = validation_rows(source.crops, args.fold, args.public_validation)[world.rank :: world.total].tolist()
+    """This process' share of the crops, each of which is in one share."""
+    rows = rows[world.rank :: world.total].tolist()
     batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    return loader(ValidationDataset(source, size, args.padding_part), batches, args.workers, world)
+    return loader(ValidationDataset(source, size, padding_part), batches, workers, world)
 
 
 def training_dataset(args: argparse.Namespace, config: Config, masks: bool) -> ClassifierDataset:

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from training.datasets.folds import Crops
 from training.losses import BalancedLoss
 from training.tools.checkpoint import Recipe
 from training.tools.distributed import Processes
-from training.tools.metrics import mean_by_video
 
 # So many broken images stop a run: a share of an epoch's, but a few are always forgiven.
 BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10
@@ -155,25 +153,15 @@ def check_broken(broken: int, images: int) -> None:
         raise TrainingError(f"{broken} of an epoch's {images} images cannot be read (named above); see --crops-dir")
 
 
-class VideoScores(NamedTuple):
-    """`videos`: ids; `scores` (n,): mean probability over the frames; `frames` (n,): how many; `fake`: bool (n,)."""
-
-    videos: list[str]
-    scores: np.ndarray
-    frames: np.ndarray
-    fake: np.ndarray
-
-
 @torch.no_grad()
-def score_videos(
+def score_crops(
     network: nn.Module,
     recipe: Recipe,
     batches: Iterable[Batch],
-    crops: Crops,
     processes: Processes,
     mixed: torch.dtype | None = None,
-) -> VideoScores:
-    """The scores of the videos whose crops are in the batches of all processes, in all of them; each crop counts once.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (n,) of the crops in the batches of all processes, in all of them, and their probabilities (n,).
 
     Raises TrainingError, in all processes at once, where scores are not finite or too many images are broken.
     """
@@ -184,7 +172,7 @@ def score_videos(
         broken += batch.broken
         if len(batch.rows):
             logits, _ = forward(network, recipe, batch.images.to(processes.device, non_blocking=True), mixed)
-            scores.append(logits.sigmoid().cpu().double().numpy())
+            scores.append(logits.cpu().double().sigmoid().numpy())
             rows.append(batch.rows.numpy())
     for message in broken:
         log.warning("left out: %s", message)
@@ -194,9 +182,7 @@ def score_videos(
     check_broken(sum(broken), sum(broken) + len(row))
     if not len(row) or not np.isfinite(score).all():
         raise TrainingError("no finite scores of the validation's crops; take an earlier checkpoint, or leave float16")
-    numbers, means, frames = mean_by_video(crops.video[row], score)
-    fake = mean_by_video(crops.video[row], crops.fake[row])[1] > 0.5
-    return VideoScores([crops.videos[number] for number in numbers], means, frames, fake)
+    return row, score
 
 
 def _names(batch: Batch, crops: Crops) -> list[str]:

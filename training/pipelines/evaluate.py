@@ -4,7 +4,9 @@
     python -m training.pipelines.evaluate --checkpoint FILE --data-dir ROOT --fold N [--folds-csv CSV] [--json OUT]
 
 The first compares what predict_folder.py wrote with DFDC's labels. The second scores the crops of a fold with a
-checkpoint, as training does after an epoch: every 20th frame, the mean of a video's frames.
+checkpoint, as training does after an epoch: every 20th frame, the mean of a video's frames. --half takes the videos
+of half of the people only, so that what was chosen and calibrated on the others is measured on these. --bootstrap
+gives 95 % intervals, over people: the videos of one person (a real one and the fakes made of it) stay together.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,9 +26,16 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from preprocessing import command
+from preprocessing.crops import MarginCrop
 from preprocessing.errors import ReportedError
 from preprocessing.output import make_folder, write_whole
-from training.tools.metrics import evaluate
+from training.datasets.folds import HALVES, Crops, half_of, validation_rows
+from training.tools.metrics import VideoScores, evaluate, intervals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from training.tools.checkpoint import Recipe
 
 CLASSES = {"REAL": False, "FAKE": True}
 
@@ -44,46 +54,73 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument("--submission", type=Path, help="CSV with the columns filename,label (probability of fake)")
     what.add_argument("--checkpoint", type=Path, help="network to score crops with")
     parser.add_argument("--labels", type=Path, help="metadata.json, for --submission")
+    parser.add_argument("--half", choices=HALVES, help="only the videos of half of the people")
+    parser.add_argument("--bootstrap", type=command.positive, metavar="DRAWS", help="95 %% intervals, e.g. 2000 draws")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file as well")
-    add = parser.add_argument_group("for --checkpoint").add_argument
+    parser.add_argument("--predictions", type=Path, metavar="CSV", help="write each video's score to this file")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw roc.png and reliability.png into this folder")
+    add_data_arguments(parser.add_argument_group("for --checkpoint").add_argument)
+    return parser
+
+
+def add_data_arguments(add: Callable) -> None:
+    """What `of_checkpoint` is asked, but the checkpoint."""
     add("--data-dir", type=Path, help="folder of the dataset")
     add("--crops-dir", type=Path, default=Path("crops"), help="folder of the crops in it")
     add("--folds-csv", type=Path, help="list of the crops (default: folds.csv in the data folder)")
     add("--fold", type=int, default=0, help="the fold to score")
     add("--public-validation", action="store_true", help="score DFDC's 400 public test videos instead")
-    add("--predictions", type=Path, metavar="CSV", help="write each video's score to this file")
     add("--batch-size", type=command.positive, default=32, help="crops at a time")
     add("--workers", type=command.not_negative, default=2, help="processes that load data")
     add("--device", default="auto", help="auto, cpu, cuda")
-    return parser
 
 
 def main(args: argparse.Namespace) -> int:
     if args.submission and not args.labels:
         raise EvaluationError("--submission goes with --labels metadata.json")
-    if args.checkpoint and not args.data_dir:
-        raise EvaluationError("--checkpoint goes with --data-dir, the folder of the dataset")
-    figures = of_submission(args.submission, args.labels) if args.submission else of_checkpoint(args)
+    scores = of_submission(args.submission, args.labels, args.half) if args.submission else of_checkpoint(args)
+    figures = evaluate(scores.scores, scores.fake)
+    bounds = intervals(scores.scores, scores.fake, scores.originals, args.bootstrap) if args.bootstrap else {}
     for name, value in figures.items():
-        print(
-            f"{name:20}{'one class only' if value is None else f'{value:.5f}' if isinstance(value, float) else value}"
-        )
+        print(f"{name:20}{in_words(value)}{'  ({:.5f} to {:.5f})'.format(*bounds[name]) if bounds.get(name) else ''}")
     if args.json:
         make_folder(args.json.parent)
-        write_whole(args.json, json.dumps(figures, indent=4) + "\n")
+        write_whole(args.json, json.dumps(figures | ({"intervals": bounds} if bounds else {}), indent=4) + "\n")
+    if args.predictions:
+        from training.pipelines.run import write_scores
+
+        make_folder(args.predictions.parent)
+        write_scores(args.predictions, scores)
+    if args.plots:
+        from training.tools.plots import draw_reliability, draw_roc, save
+
+        make_folder(args.plots)
+        for name, draw in (("roc.png", draw_roc), ("reliability.png", draw_reliability)):
+            save(draw(scores.scores, scores.fake), args.plots / name)
     return 0
 
 
-def of_submission(submission: Path, labels: Path) -> dict[str, Any]:
-    """Figures of the videos that have a score and a label. Raises EvaluationError."""
-    scores, fake = read_submission(submission), read_labels(labels)
-    common = sorted(scores.keys() & fake.keys())
-    for names, text in ((fake.keys() - scores.keys(), "no score"), (scores.keys() - fake.keys(), "no label")):
+def in_words(value: float | None) -> str:
+    return "one class only" if value is None else f"{value:.5f}" if isinstance(value, float) else str(value)
+
+
+def of_submission(submission: Path, labels: Path, half: str | None = None) -> VideoScores:
+    """The videos that have a score and a label. Raises EvaluationError."""
+    scores, truth = read_submission(submission), read_labels(labels)
+    for names, text in ((truth.keys() - scores.keys(), "no score"), (scores.keys() - truth.keys(), "no label")):
         if names:
             log.warning("%d videos have %s and are left out: %s", len(names), text, command.some(sorted(names)))
-    if not common:
-        raise EvaluationError(f"{submission} and {labels} have no video in common")
-    return evaluate(np.array([scores[name] for name in common]), np.array([fake[name] for name in common]))
+    names = sorted(name for name in scores.keys() & truth.keys() if half in (None, half_of(truth[name].original)))
+    if not names:
+        which = f" in the {half} half" if half else ""
+        raise EvaluationError(f"{submission} and {labels} have no video in common{which}")
+    return VideoScores(
+        names,
+        [truth[name].original for name in names],
+        np.array([scores[name] for name in names]),
+        np.ones(len(names), int),
+        np.array([truth[name].fake for name in names]),
+    )
 
 
 def read_submission(path: Path) -> dict[str, float]:
@@ -104,45 +141,55 @@ def read_submission(path: Path) -> dict[str, float]:
     return dict(zip(names, scores.tolist(), strict=True))
 
 
-def read_labels(path: Path) -> dict[str, bool]:
-    """Whether each file is fake. Raises EvaluationError."""
+class Label(NamedTuple):
+    fake: bool
+    original: str  # the id of the real video that it was made of; its own, of a real one or where it is not known
+
+
+def read_labels(path: Path) -> dict[str, Label]:
+    """By the files' names, without folders. Raises EvaluationError."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return {Path(name).name: CLASSES[entry["label"]] for name, entry in entries.items()}
+        return {
+            Path(name).name: Label(CLASSES[entry["label"]], Path(entry.get("original") or name).stem)
+            for name, entry in entries.items()
+        }
     except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path}: cannot be read as JSON ({error})") from None
     except (AttributeError, KeyError, TypeError):
         raise EvaluationError(f'{path}: {{"NAME.mp4": {{"label": "REAL" or "FAKE"}}, ...}} is wanted') from None
 
 
-def of_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
-    """Figures of a fold's videos. Raises CheckpointError, FoldsError, TrainingError, ..."""
-    from preprocessing.crops import MarginCrop
+def of_checkpoint(args: argparse.Namespace) -> VideoScores:
+    """The videos of a fold. Raises CheckpointError, FoldsError, TrainingError, ..."""
+    from training.tools.checkpoint import load_network
+
+    return VideoScores.of_crops(*score_fold(args, *load_network(args.checkpoint)))
+
+
+def score_fold(args: argparse.Namespace, network: nn.Module, recipe: Recipe) -> tuple[Crops, np.ndarray, np.ndarray]:
+    """The list of crops, the rows (n,) in it that are validated on, and their probabilities (n,)."""
     from training.datasets.classifier_dataset import PADDING_PART
     from training.pipelines import build
-    from training.pipelines.engine import score_videos
-    from training.pipelines.run import write_scores
-    from training.tools.checkpoint import load_network
+    from training.pipelines.engine import score_crops
     from training.tools.distributed import processes
 
-    network, recipe = load_network(args.checkpoint)
-    args.padding_part = PADDING_PART
+    if not args.data_dir:
+        raise EvaluationError("--checkpoint goes with --data-dir, the folder of the dataset")
+    padding_part = PADDING_PART
     if isinstance(recipe.crop, MarginCrop):
-        args.padding_part = max(PADDING_PART, round(1 / recipe.crop.margin))
-        if abs(1 / args.padding_part - recipe.crop.margin) > 1e-6:
+        padding_part = max(PADDING_PART, round(1 / recipe.crop.margin))
+        if abs(1 / padding_part - recipe.crop.margin) > 1e-6:
             raise EvaluationError(
                 f"{args.checkpoint}: cannot cut its margin of {recipe.crop.margin:.3f} from the crops"
             )
     else:
         log.warning("%s was trained on crops of its own, %s: these must be such", args.checkpoint, recipe.crop)
     source = build.read_source(args)
+    rows = validation_rows(source.crops, args.fold, args.public_validation, args.half)
     with processes(args.device) as world:
-        batches = build.validation_loader(args, source, recipe.size, args.batch_size, world)
-        scores = score_videos(network.to(world.device), recipe, batches, source.crops, world)
-    if args.predictions:
-        make_folder(args.predictions.parent)
-        write_scores(args.predictions, scores)
-    return evaluate(scores.scores, scores.fake)
+        batches = build.validation_loader(source, rows, recipe.size, padding_part, args.batch_size, args.workers, world)
+        return source.crops, *score_crops(network.to(world.device), recipe, batches, world)
 
 
 if __name__ == "__main__":

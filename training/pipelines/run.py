@@ -14,8 +14,9 @@ import pandas as pd
 
 from preprocessing.errors import ReportedError
 from preprocessing.output import remove, whole_file, write_whole
-from training.pipelines.engine import Learner, VideoScores
+from training.pipelines.engine import Learner
 from training.tools.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from training.tools.metrics import VideoScores
 
 PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "apex")
 # Names of the released checkpoints' tensors begin so.

@@ -26,7 +26,7 @@ from preprocessing.allocator import keep_freed_memory
 from preprocessing.output import make_folder
 from training.datasets.classifier_dataset import DROPOUTS, PADDING_PART
 from training.pipelines import build
-from training.pipelines.engine import Learner, score_videos, train_one_epoch
+from training.pipelines.engine import Learner, score_crops, train_one_epoch
 from training.pipelines.run import Best, Checkpoints, restore
 from training.pipelines.samples import draw_samples
 from training.tools import metrics
@@ -137,7 +137,8 @@ def train(
         figures: dict[str, Any] = {"epoch": epoch, **train_one_epoch(learner, data.training, epoch, data.crops)}
         scores = None
         if (epoch + 1) % args.test_every == 0 or epoch + 1 == epochs:
-            scores = score_videos(learner.averaged, learner.recipe, data.validation, data.crops, world, learner.mixed)
+            scored = score_crops(learner.averaged, learner.recipe, data.validation, world, learner.mixed)
+            scores = metrics.VideoScores.of_crops(data.crops, *scored)
             figures |= metrics.class_losses(scores.scores, scores.fake)
             figures |= metrics.evaluate(scores.scores, scores.fake)
             figures["bce"] = figures.pop("balanced_log_loss")

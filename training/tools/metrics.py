@@ -6,13 +6,38 @@ A figure that needs both classes is None where one is missing.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+if TYPE_CHECKING:
+    from training.datasets.folds import Crops
 
 # Scores are kept so far from 0 and 1, as in the scikit-learn of 2020: a wrong certainty costs 34.5, not infinity.
 CLIP = 1e-15
 # Of the calibration error.
 BINS = 15
+# Of the confidence intervals.
+COVERAGE = 0.95
+
+
+class VideoScores(NamedTuple):
+    """`videos`, `originals`: ids; `scores` (n,): mean probability over the `frames` (n,); `fake`: bool (n,)."""
+
+    videos: list[str]
+    originals: list[str]
+    scores: np.ndarray
+    frames: np.ndarray
+    fake: np.ndarray
+
+    @classmethod
+    def of_crops(cls, crops: Crops, rows: np.ndarray, scores: np.ndarray) -> VideoScores:
+        """From the scores (m,) of the crops in `rows` (m,)."""
+        numbers, means, frames = mean_by_video(crops.video[rows], scores)
+        first = rows[np.unique(crops.video[rows], return_index=True)[1]]
+        videos, originals = ([crops.videos[number] for number in ids] for ids in (numbers, crops.original[first]))
+        return cls(videos, originals, means, frames, crops.fake[first])
 
 
 def evaluate(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int | None]:
@@ -54,9 +79,37 @@ def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, of the probability of being fake.
     """
+    means, shares, counts = reliability(scores, labels, bins)
+    return float(np.abs(means - shares) @ counts / len(scores))
+
+
+def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the bins of equal width, those that hold scores: their mean score, the share of fakes, how many."""
     bin_of = np.minimum((scores * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=scores - labels, minlength=bins)
-    return float(np.abs(gaps).sum() / len(scores))
+    _, shares, counts = mean_by_video(bin_of, labels)
+    return mean_by_video(bin_of, scores)[1], shares, counts
+
+
+def intervals(
+    scores: np.ndarray, labels: np.ndarray, people: np.ndarray, draws: int, seed: int = 0
+) -> dict[str, tuple[float, float] | None]:
+    """The bootstrap interval of each figure of `evaluate`, over `draws` samples of as many people, all their videos.
+
+    `people`: (n,), of each video the person that it shows. Draws of one class do not count for figures that need both.
+    """
+    _, number, videos = np.unique(people, return_inverse=True, return_counts=True)
+    videos_of = np.split(np.argsort(number, kind="stable"), np.cumsum(videos)[:-1])
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(draws):
+        rows = np.concatenate([videos_of[person] for person in random.integers(len(videos_of), size=len(videos_of))])
+        drawn.append(evaluate(scores[rows], labels[rows]))
+    tails = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
+    found = {}
+    for name in drawn[0].keys() - {"videos"}:
+        values = [figures[name] for figures in drawn if figures[name] is not None]
+        found[name] = tuple(np.quantile(values, tails).tolist()) if values else None
+    return found
 
 
 def mean_by_video(videos: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
