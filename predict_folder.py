@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "weights" / "default_lite0.pt"
+MODEL_CARD = ROOT / "weights" / "MODEL_CARD.md"
 STATUSES = ("ok", "no_face", "unreadable")
 # To be raised when a change of the code changes scores or records, so that old ones are not mixed with new ones.
 VERSION = 2
@@ -111,6 +112,8 @@ def main(args: argparse.Namespace) -> int:
     if journal.changed:
         log.info("starting afresh: another %s than in the earlier run", ", ".join(journal.changed))
     log.info("%d videos, %s on %s in %s", len(videos), some(ensemble.names), ensemble.device, ensemble.precision)
+    if args.models is None:
+        log.warning("the embedded model is a small one, often wrong: %s says how often, and on what", MODEL_CARD)
 
     records = score(videos, predictor, journal)
     table = io.StringIO()

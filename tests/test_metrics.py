@@ -122,5 +122,5 @@ def test_what_is_drawn() -> None:
     assert threshold.get_label() == f"score above 0.5: {reals:.1%} of reals, {fakes:.1%} of fakes"
     axes, below = draw_reliability(SCORES, LABELS).axes
     means, shares, counts = reliability(SCORES, LABELS)
-    assert axes.lines[1].get_data() == pytest.approx([means, shares])
+    assert np.stack(axes.lines[1].get_data()) == pytest.approx(np.stack([means, shares]))
     assert [bar.get_height() for bar in below.patches if bar.get_height()] == counts.tolist()
