@@ -92,6 +92,8 @@ def main(args: argparse.Namespace) -> int:
         make_folder(args.predictions.parent)
         write_scores(args.predictions, scores)
     if args.plots:
+        if figures["auc"] is None:
+            raise EvaluationError("--plots: there is nothing to draw of videos of one class")
         from training.tools.plots import draw_reliability, draw_roc, save
 
         make_folder(args.plots)

@@ -106,7 +106,7 @@ def intervals(
         drawn.append(evaluate(scores[rows], labels[rows]))
     tails = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
     found = {}
-    for name in drawn[0].keys() - {"videos"}:
+    for name in (name for name in drawn[0] if name != "videos"):
         values = [figures[name] for figures in drawn if figures[name] is not None]
         found[name] = tuple(np.quantile(values, tails).tolist()) if values else None
     return found
