@@ -125,6 +125,15 @@ def test_the_temperature_is_in_the_last_layer(made_anew: Path) -> None:
     assert load_network(packed)[1] == load_network(trained)[1]
 
 
+def test_what_is_calibrated_needs_no_temperature(made_anew: Path, tmp_path: Path) -> None:
+    """But for what float16 rounds off, which was seen to move it by 1.4 %."""
+    found = read_checkpoint(made_anew / "out/model.pt")["calibration"]["temperature"]
+    assert found != pytest.approx(1, rel=0.2)  # or this would show nothing
+    options = ("--checkpoint", made_anew / "out/model.pt", "--data-dir", made_anew, "--output", tmp_path / "again.pt")
+    run("training/pipelines/calibrate.py", *options, "--workers", 0)
+    assert read_checkpoint(tmp_path / "again.pt")["calibration"]["temperature"] == pytest.approx(1, rel=0.03)
+
+
 def test_the_report_is_of_the_other_half(made_anew: Path, tmp_path: Path) -> None:
     figures = json.loads((made_anew / "out/figures.json").read_text())
     scores = evaluate(tmp_path, "--checkpoint", made_anew / "out/model.pt", "--data-dir", made_anew)

@@ -225,6 +225,20 @@ def test_evaluate_a_submission(tmp_path: Path) -> None:
     assert f"auc                 {0.75:.5f}" in done.stdout
 
 
+def test_one_class_cannot_be_drawn(tmp_path: Path) -> None:
+    """The figures that one class has are printed all the same."""
+    crops.write(tmp_path / "metadata.json", b'{"a.mp4": {"label": "REAL"}}')
+    crops.write(tmp_path / "out.csv", b"filename,label\na.mp4,0.2\n")
+    options = ("--submission", tmp_path / "out.csv", "--labels", tmp_path / "metadata.json", "--plots", tmp_path / "p")
+    done = evaluate(*options)
+    assert done.returncode == 2
+    assert f"log_loss            {-np.log(0.8):.5f}" in done.stdout
+    assert "auc                 one class only" in done.stdout
+    assert "--plots: there is nothing to draw of videos of one class" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "p").exists()
+
+
 @pytest.mark.parametrize(
     ("submission", "labels", "said"),
     [
