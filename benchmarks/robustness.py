@@ -9,25 +9,25 @@ learned of compression alone would show in the first lines.
 from __future__ import annotations
 
 import argparse
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
-from preprocessing.crops import center_in_square, resize_longer_side
-from preprocessing.device import choose_device
-from training.datasets.folds import HALVES, validation_rows
-from training.pipelines import build
-from training.pipelines.engine import forward
-from training.tools.checkpoint import load_network
-from training.tools.metrics import VideoScores, evaluate
+from preprocessing import command
+from training.datasets.classifier_dataset import Source
+from training.datasets.folds import HALVES
+from training.pipelines.evaluate import EvaluationError, add_data_arguments, read_fold, score_fold
+from training.tools.metrics import THRESHOLD, VideoScores, evaluate
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
 
 
 def shrunk(image: np.ndarray, side: int) -> np.ndarray:
@@ -36,12 +36,13 @@ def shrunk(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def brighter(image: np.ndarray, factor: float) -> np.ndarray:
-    return np.clip(image * factor, 0, 255).astype(np.uint8)
+    return np.rint(np.clip(image * factor, 0, 255)).astype(np.uint8)
 
 
 def noisy(image: np.ndarray, deviation: float) -> np.ndarray:
-    noise = np.random.default_rng(0).normal(0, deviation, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
+    """Other noise for each image, the same each time."""
+    noise = np.random.default_rng(zlib.crc32(image.tobytes())).normal(0, deviation, image.shape)
+    return np.rint(np.clip(image + noise, 0, 255)).astype(np.uint8)
 
 
 def placed(image: np.ndarray, angle: float = 0, scale: float = 1, shift: float = 0) -> np.ndarray:
@@ -56,8 +57,8 @@ def gray(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "as they are": lambda image: image,
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
+    "as they are": None,
     "JPEG, quality 70": partial(jpeg, quality=70),
     "JPEG, quality 40": partial(jpeg, quality=40),
     "JPEG, quality 20": partial(jpeg, quality=20),
@@ -73,45 +74,44 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@dataclass(frozen=True)
+class Changed(Source):
+    """Crops as they come out of a change, RGB uint8 (height, width, 3) to the same."""
+
+    change: Callable[[np.ndarray], np.ndarray] | None
+
+    def image(self, row: int) -> np.ndarray:
+        image = super().image(row)
+        return self.change(image) if self.change else image
+
+
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--crops-dir", type=Path, default=Path("crops"))
-    parser.add_argument("--folds-csv", type=Path)
-    parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--half", choices=HALVES, default="report")
-    parser.add_argument("--device", default="auto")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="network to score crops with")
+    parser.add_argument("--half", choices=HALVES, default="report", help="half of the originals, and their fakes")
+    add_data_arguments(parser.add_argument)
     return parser
 
 
-@torch.inference_mode()
-def main(args: argparse.Namespace) -> None:
-    device = choose_device(args.device)
-    network, recipe = load_network(args.checkpoint)
-    network.to(device)
-    source = build.read_source(args)
-    rows = validation_rows(source.crops, args.fold, half=args.half)
-    images = [source.image(row) for row in rows]
+def main(args: argparse.Namespace) -> int:
+    fold = read_fold(args)
+    source = fold.source
     print(f"{'':24}{'AUC':>7}{'log loss':>10}{'fakes found':>13}{'reals called fake':>19}")
     for name, change in CHANGES.items():
-        scores = []
-        for first in range(0, len(images), 32):
-            squares = [
-                center_in_square(resize_longer_side(change(image), recipe.size), recipe.size)
-                for image in images[first : first + 32]
-            ]
-            logits, _ = forward(network, recipe, torch.from_numpy(np.stack(squares)).to(device))
-            scores.append(logits.cpu().double().sigmoid().numpy())
-        videos = VideoScores.of_crops(source.crops, rows, np.concatenate(scores))
-        figures = evaluate(videos.scores, videos.fake)
-        called = videos.scores > 0.5
+        changed = fold._replace(source=Changed(source.root, source.crops_dir, source.crops, change))
+        videos = VideoScores.of_crops(source.crops, *score_fold(args, changed))
+        figures, called = evaluate(videos.scores, videos.fake), videos.scores > THRESHOLD
+        if figures["auc"] is None:
+            raise EvaluationError(f"{args.data_dir}: crops of both classes are needed")
         print(
             f"{name:24}{figures['auc']:7.3f}{figures['log_loss']:10.3f}"
             f"{called[videos.fake].mean():13.1%}{called[~videos.fake].mean():19.1%}",
             flush=True,
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    command.main(main, get_args_parser())

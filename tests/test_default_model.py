@@ -38,13 +38,19 @@ def test_the_card_is_of_this_file() -> None:
 
 
 def test_it_was_trained_by_the_configuration() -> None:
+    """And by what train_default.sh adds to it, to the last epoch."""
     config = read_config(CONFIG)
     assert load_network(DEFAULT)[1] == config.recipe(config.crop_rule())
+    found = read_checkpoint(DEFAULT)["trained"]
+    assert found["settings"]["config"] == config.model_dump(mode="json", exclude={"pretrained"})
+    assert found["epoch"] == config.optimizer.schedule.epochs - 1
+    others = {"seed": 777, "fold": 0, "label_smoothing": 0.05, "dropout": "none", "oversample": True}
+    assert others.items() <= found["settings"].items()
 
 
 def test_it_is_calibrated() -> None:
     found = read_checkpoint(DEFAULT)["calibration"]
-    assert (found["fold"], found["half"]) == (0, "calibration")
+    assert (found["data"], found["half"], found["crops"]) == ("fold 0", "calibration", 1204)
     assert 0.5 < found["temperature"] < 2
 
 
@@ -61,7 +67,8 @@ def test_a_face_that_is_found_and_one_that_is_cut_by_hand(face_video: Path, tmp_
     crops.write_folds(tmp_path, rows)
     by_hand = evaluate(tmp_path, "--checkpoint", DEFAULT, "--data-dir", tmp_path)["score"]
     options = ("--test-dir", face_video, "--output", tmp_path / "out.csv", "--frames", 4)
-    run("predict_folder.py", *options, "--details", tmp_path / "out.jsonl", "--precision", "float32")
+    done = run("predict_folder.py", *options, "--details", tmp_path / "out.jsonl", "--precision", "float32")
+    assert str(CARD) in done.stderr
     faces = json.loads((tmp_path / "out.jsonl").read_text())["faces"]
     assert [face["scores"]["default_lite0"] for face in faces] == pytest.approx(by_hand.tolist(), abs=0.1)
 
@@ -79,12 +86,12 @@ def test_nothing_to_calibrate_by(caplog: pytest.LogCaptureFixture) -> None:
     logits, fake = np.array([-1.0, -2.0, 3.0]), np.array([False, False, True])
     assert temperature(logits, fake) == 1
     assert "none of these 3 scores is wrong" in caplog.text
-    for labels in (~fake, np.ones(3, bool)):
+    for scores, labels in ((logits, ~fake), (logits, np.ones(3, bool)), (np.abs(logits), np.ones(3, bool))):
         with pytest.raises(EvaluationError, match="scores of both classes are needed"):
-            temperature(logits, labels)
+            temperature(scores, labels)
 
 
-def test_halves_are_of_people(tmp_path: Path) -> None:
+def test_halves_are_of_originals(tmp_path: Path) -> None:
     rows = [(f"{n}_{k}" if k else str(n), "0_0.png", int(k > 0), n, 0, n % 2) for n in range(300) for k in range(3)]
     listed = read_folds(crops.write_folds(tmp_path, rows))
     halves = [set(validation_rows(listed, 0, half=half).tolist()) for half in HALVES]
@@ -98,16 +105,17 @@ def test_halves_are_of_people(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made_anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train_default.sh, twice, with a small network's settings."""
-    root = crops.make_dataset(tmp_path_factory.mktemp("data"))
+    """train_default.sh, twice, with a small network's settings, in folders with blanks in their names."""
+    root = crops.make_dataset(tmp_path_factory.mktemp("small data"))
     small = {"size": 64, "batches_per_epoch": 6, "optimizer.batch_size": 8, "optimizer.schedule.epochs": 2}
     small |= {"pretrained": DEFAULT, "optimizer.schedule.params.total_iters": 12, "ema": 0.5}
     small |= {"optimizer.schedule.params.warmup_iters": 0}
     changes = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
-    command = ["train_default.sh", root, root / "out", *changes, "--device", "cpu", "--workers", 0]
-    first = run(*command)
+    command = ["train_default.sh", root.name, "./out", *changes, "--device", "cpu", "--workers", 0]
+    (root / root.name).symlink_to(root)
+    first = run(*command, cwd=root)
     assert "epoch 1/1" in first.stdout
-    again = run(*command)
+    again = run(*command, cwd=root)
     assert "all 2 epochs are done" in again.stderr
     assert again.stdout.splitlines() == [line for line in first.stdout.splitlines() if not line.startswith("epoch ")]
     return root
@@ -134,6 +142,15 @@ def test_what_is_calibrated_needs_no_temperature(made_anew: Path, tmp_path: Path
     assert read_checkpoint(tmp_path / "again.pt")["calibration"]["temperature"] == pytest.approx(1, rel=0.03)
 
 
+def test_calibrating_leaves_the_run_as_it_is(made_anew: Path) -> None:
+    last = made_anew / "out" / f"{crops.NETWORK}_last.pt"
+    before = last.read_bytes()
+    options = ("--checkpoint", last, "--data-dir", made_anew, "--output", last)
+    done = run("training/pipelines/calibrate.py", *options, expected=2)
+    assert "training goes on from this file" in done.stderr
+    assert last.read_bytes() == before
+
+
 def test_the_report_is_of_the_other_half(made_anew: Path, tmp_path: Path) -> None:
     figures = json.loads((made_anew / "out/figures.json").read_text())
     scores = evaluate(tmp_path, "--checkpoint", made_anew / "out/model.pt", "--data-dir", made_anew)
@@ -147,19 +164,38 @@ def test_the_report_is_of_the_other_half(made_anew: Path, tmp_path: Path) -> Non
     assert low < figures["log_loss"] < high
 
 
+def test_robustness_begins_with_the_report(made_anew: Path) -> None:
+    """Unchanged, the crops get the figures of the report; changed, others."""
+    options = ("--checkpoint", made_anew / "out/model.pt", "--data-dir", made_anew, "--workers", 0)
+    command = [sys.executable, "-m", "benchmarks.robustness", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=crops.ROOT, check=True)
+    lines = done.stdout.splitlines()[1:]
+    figures = json.loads((made_anew / "out/figures.json").read_text())
+    assert lines[0].startswith(f"{'as they are':24}{figures['auc']:7.3f}{figures['log_loss']:10.3f}")
+    losses = [float(line[31:41]) for line in lines]
+    assert len(losses) == 13
+    assert all(loss != losses[0] for loss in losses[4:])
+
+
 def test_plots(made_anew: Path) -> None:
     for name in ("roc.png", "reliability.png"):
         assert min(cv2.imread(str(made_anew / "out" / name)).shape[:2]) >= 500
 
 
-def test_usage() -> None:
-    for arguments in ((), ("--help",)):
-        done = subprocess.run([str(crops.ROOT / "train_default.sh"), *arguments], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert "usage:" in done.stderr
-    done = subprocess.run([str(crops.ROOT / "train_default.sh"), "x", "--fold=1"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--fold is the recipe's" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "usage:"),
+        (("--help",), "usage:"),
+        (("data", "out", "-h"), "usage:"),
+        (("data", "--fold=1"), "--fold is the recipe's"),
+        (("data", "--preview", "x.png"), "--preview is the recipe's"),
+        (("data", "--set", "encoder=tf_efficientnet_b2_ns"), "encoder is the recipe's"),
+        (("data", "--output", "elsewhere"), "unrecognized arguments: --output"),  # no short form that is not seen
+    ],
+)
+def test_usage(arguments: tuple[str, ...], said: str) -> None:
+    assert said in run("train_default.sh", *arguments, expected=2).stderr
 
 
 def evaluate(folder: Path, *options: str | Path) -> pd.DataFrame:
@@ -168,10 +204,12 @@ def evaluate(folder: Path, *options: str | Path) -> pd.DataFrame:
     return pd.read_csv(folder / "scores.csv", dtype={"video": str})
 
 
-def run(program: str, *options: str | Path | int) -> subprocess.CompletedProcess:
+def run(
+    program: str, *options: str | Path | int, cwd: Path | None = None, expected: int = 0
+) -> subprocess.CompletedProcess:
     launch = [sys.executable] if program.endswith(".py") else []
     command = [*launch, str(crops.ROOT / program), *map(str, options)]
     environment = {**crops.environment(), "PYTHON": sys.executable}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=cwd)
+    assert done.returncode == expected, done.stderr
     return done

@@ -90,17 +90,17 @@ def test_reliability_by_hand() -> None:
 
 
 def test_the_interval_of_a_share() -> None:
-    """Of 400 people with one video each, 70 % right: the binomial's, by its normal approximation."""
+    """Of 400 originals with one video each, 70 % right: the binomial's, by its normal approximation."""
     scores = np.where(np.arange(400) < 280, 0.9, 0.1)
     low, high = intervals(scores, np.ones(400, bool), np.arange(400), draws=2000)["accuracy"]
     half = 1.96 * np.sqrt(0.7 * 0.3 / 400)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
 
 
-def test_people_are_drawn_with_all_their_videos() -> None:
-    """Ten videos a person that are all right or all wrong say no more than one does."""
-    right, people = np.repeat(np.arange(40) < 28, 10), np.repeat(np.arange(40), 10)
-    low, high = intervals(np.where(right, 0.9, 0.1), np.ones(400, bool), people, draws=1000)["accuracy"]
+def test_originals_are_drawn_with_all_their_fakes() -> None:
+    """Ten videos of an original that are all right or all wrong say no more than one does."""
+    right, originals = np.repeat(np.arange(40) < 28, 10), np.repeat(np.arange(40), 10)
+    low, high = intervals(np.where(right, 0.9, 0.1), np.ones(400, bool), originals, draws=1000)["accuracy"]
     half = 1.96 * np.sqrt(0.7 * 0.3 / 40)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.03)
 
@@ -111,6 +111,13 @@ def test_intervals_hold_the_figures() -> None:
     for name in ("auc", "log_loss", "average_precision"):
         assert bounds[name][0] < figures[name] < bounds[name][1]
     assert intervals(SCORES[LABELS], LABELS[LABELS], np.arange(LABELS.sum()), draws=20)["auc"] is None
+
+
+def test_intervals_are_of_both_classes() -> None:
+    """Of three reals and a fake at 0.02, every draw with a fake has a balanced loss of at least half of -log 0.02."""
+    scores, labels = np.array([0.01, 0.01, 0.02, 0.02]), np.array([False, False, False, True])
+    low, high = intervals(scores, labels, np.arange(4), draws=300)["balanced_log_loss"]
+    assert -np.log(0.02) / 2 < low <= high < -np.log(0.02) / 2 + 0.02
 
 
 def test_what_is_drawn() -> None:

@@ -249,6 +249,7 @@ def test_masks_that_are_not_there(root: Path, caplog: pytest.LogCaptureFixture) 
             run(root, *options)
     assert run(root, "--epochs", 1) == 0
     assert "no landmarks, so no eyes, mouths and noses are blacked out" in caplog.text
+    assert "no diffs, so halves are blacked out of reals alone; see --no-hardcore" in caplog.text
 
 
 def test_a_rate_of_zero_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:

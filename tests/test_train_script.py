@@ -12,10 +12,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 import plot_loss
 from tests import crops
+from training.datasets.folds import half_of
 from training.tools.checkpoint import read_checkpoint
 from training.tools.log import LogError, read_log
 
@@ -225,6 +227,28 @@ def test_evaluate_a_submission(tmp_path: Path) -> None:
     assert f"auc                 {0.75:.5f}" in done.stdout
 
 
+def test_a_submission_by_originals(tmp_path: Path) -> None:
+    """Fakes are in the half of their original, and drawn with it: of four, all right or all wrong, so none or all."""
+    originals = [name for name in "abcdefgh" if half_of(name) == "report"]
+    assert len(originals) == 4
+    entries, rows = {}, ["filename,label"]
+    for name in "abcdefgh":
+        fakes = [f"{name}{copy}.mp4" for copy in range(4)]
+        entries |= {f"{name}.mp4": {"label": "REAL"}}
+        entries |= {fake: {"label": "FAKE", "original": f"{name}.mp4"} for fake in fakes}
+        right = name in originals[:2]
+        rows += [f"{name}.mp4,{0.1 if right else 0.9}", *(f"{fake},{0.9 if right else 0.1}" for fake in fakes)]
+    crops.write(tmp_path / "metadata.json", json.dumps(entries).encode())
+    crops.write(tmp_path / "out.csv", "\n".join(rows).encode())
+    options = ("--submission", tmp_path / "out.csv", "--labels", tmp_path / "metadata.json", "--half", "report")
+    done = evaluate(*options, "--bootstrap", 200, "--json", tmp_path / "f.json", "--predictions", tmp_path / "p.csv")
+    assert done.returncode == 0, done.stderr
+    names = pd.read_csv(tmp_path / "p.csv")["video"].tolist()
+    assert names == sorted(f"{name}{copy}.mp4" for name in originals for copy in ("", *range(4)))
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert (found["videos"], found["accuracy"], found["intervals"]["accuracy"]) == (20, 0.5, [0, 1])
+
+
 def test_one_class_cannot_be_drawn(tmp_path: Path) -> None:
     """The figures that one class has are printed all the same."""
     crops.write(tmp_path / "metadata.json", b'{"a.mp4": {"label": "REAL"}}')
@@ -236,7 +260,7 @@ def test_one_class_cannot_be_drawn(tmp_path: Path) -> None:
     assert "auc                 one class only" in done.stdout
     assert "--plots: there is nothing to draw of videos of one class" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "p").exists()
+    assert not list((tmp_path / "p").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from preprocessing.generate_folds import COLUMNS
 
 # Of the validation videos, only frames with such numbers are looked at.
 VALIDATION_STEP = 20
-# The people of a fold in two halves: what is chosen and calibrated on one is reported on the other.
+# The originals of a fold in two halves: what is chosen and calibrated on one is reported on the other.
 HALVES = ("calibration", "report")
 # The ids of the 400 videos of DFDC's public test set.
 PUBLIC_VIDEOS = Path(__file__).parents[2] / "configs/public_validation_videos.txt"
@@ -104,7 +104,7 @@ def read_folds(path: Path) -> Crops:
 def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | None = None) -> np.ndarray:
     """Every VALIDATION_STEP-th frame of the videos of a fold, or with `public` of DFDC's public test set.
 
-    `half`: only of the people in this half. Raises FoldsError where there are none.
+    `half`: only originals in this half, and their fakes. Raises FoldsError where there are none.
     """
     rows = np.flatnonzero(_validated(crops, fold, public) & (crops.frame % VALIDATION_STEP == 0))
     if half:
@@ -117,7 +117,7 @@ def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | N
 
 
 def half_of(original: str) -> str:
-    """The half that a person, the id of an original video, is in, whatever other people there are."""
+    """The half that an original video, by its id, is in, whatever others there are."""
     return HALVES[zlib.crc32(original.encode()) % 2]
 
 

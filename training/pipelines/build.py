@@ -61,6 +61,8 @@ def data(args: argparse.Namespace, config: Config, world: Processes) -> Data:
         raise SetupError(f"{args.data_dir / 'diffs'}: no such folder, and masks are needed; run generate_diffs.py")
     if dataset.dropout == "face" and not (args.data_dir / "landmarks").is_dir():
         log.warning("%s: no landmarks, so no eyes, mouths and noses are blacked out", args.data_dir)
+    if dataset.dropout == "face" and not (args.data_dir / "diffs").is_dir():
+        log.warning("%s: no diffs, so halves are blacked out of reals alone; see --no-hardcore", args.data_dir)
     crops, optimizer = dataset.source.crops, config.optimizer
     batches = EpochBatches(
         dataset.rows,

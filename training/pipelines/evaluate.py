@@ -4,9 +4,10 @@
     python -m training.pipelines.evaluate --checkpoint FILE --data-dir ROOT --fold N [--folds-csv CSV] [--json OUT]
 
 The first compares what predict_folder.py wrote with DFDC's labels. The second scores the crops of a fold with a
-checkpoint, as training does after an epoch: every 20th frame, the mean of a video's frames. --half takes the videos
-of half of the people only, so that what was chosen and calibrated on the others is measured on these. --bootstrap
-gives 95 % intervals, over people: the videos of one person (a real one and the fakes made of it) stay together.
+checkpoint, as training does after an epoch: every 20th frame, the mean of a video's frames. --half takes half of the
+original videos, each with the fakes made of it, so that what was chosen and calibrated on the others is measured on
+these; RUN_best.pt was chosen on all of them. --bootstrap gives 95 % intervals, over originals with their fakes: where
+an actor has many originals, as in DFDC, they are too narrow for other actors.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from preprocessing import command
 from preprocessing.crops import MarginCrop
 from preprocessing.errors import ReportedError
 from preprocessing.output import make_folder, write_whole
-from training.datasets.folds import HALVES, Crops, half_of, validation_rows
+from training.datasets.folds import HALVES, half_of, validation_rows
 from training.tools.metrics import VideoScores, evaluate, intervals
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from training.datasets.classifier_dataset import Source
     from training.tools.checkpoint import Recipe
 
 CLASSES = {"REAL": False, "FAKE": True}
@@ -54,7 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument("--submission", type=Path, help="CSV with the columns filename,label (probability of fake)")
     what.add_argument("--checkpoint", type=Path, help="network to score crops with")
     parser.add_argument("--labels", type=Path, help="metadata.json, for --submission")
-    parser.add_argument("--half", choices=HALVES, help="only the videos of half of the people")
+    parser.add_argument("--half", choices=HALVES, help="only half of the originals, and their fakes")
     parser.add_argument("--bootstrap", type=command.positive, metavar="DRAWS", help="95 %% intervals, e.g. 2000 draws")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file as well")
     parser.add_argument("--predictions", type=Path, metavar="CSV", help="write each video's score to this file")
@@ -78,25 +80,25 @@ def add_data_arguments(add: Callable) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.submission and not args.labels:
         raise EvaluationError("--submission goes with --labels metadata.json")
+    files = [path.parent for path in (args.json, args.predictions) if path]
+    for folder in [*files, *([args.plots] if args.plots else [])]:  # before the work, not after it
+        make_folder(folder)
     scores = of_submission(args.submission, args.labels, args.half) if args.submission else of_checkpoint(args)
     figures = evaluate(scores.scores, scores.fake)
     bounds = intervals(scores.scores, scores.fake, scores.originals, args.bootstrap) if args.bootstrap else {}
     for name, value in figures.items():
         print(f"{name:20}{in_words(value)}{'  ({:.5f} to {:.5f})'.format(*bounds[name]) if bounds.get(name) else ''}")
     if args.json:
-        make_folder(args.json.parent)
         write_whole(args.json, json.dumps(figures | ({"intervals": bounds} if bounds else {}), indent=4) + "\n")
     if args.predictions:
         from training.pipelines.run import write_scores
 
-        make_folder(args.predictions.parent)
         write_scores(args.predictions, scores)
     if args.plots:
         if figures["auc"] is None:
             raise EvaluationError("--plots: there is nothing to draw of videos of one class")
         from training.tools.plots import draw_reliability, draw_roc, save
 
-        make_folder(args.plots)
         for name, draw in (("roc.png", draw_roc), ("reliability.png", draw_reliability)):
             save(draw(scores.scores, scores.fake), args.plots / name)
     return 0
@@ -164,20 +166,29 @@ def read_labels(path: Path) -> dict[str, Label]:
 
 def of_checkpoint(args: argparse.Namespace) -> VideoScores:
     """The videos of a fold. Raises CheckpointError, FoldsError, TrainingError, ..."""
-    from training.tools.checkpoint import load_network
+    fold = read_fold(args)
+    return VideoScores.of_crops(fold.source.crops, *score_fold(args, fold))
 
-    return VideoScores.of_crops(*score_fold(args, *load_network(args.checkpoint)))
+
+class Fold(NamedTuple):
+    """A network, the crops (rows of the source's list) to score with it, and the margin that it sees of them."""
+
+    network: nn.Module
+    recipe: Recipe
+    source: Source
+    rows: np.ndarray
+    padding_part: int
 
 
-def score_fold(args: argparse.Namespace, network: nn.Module, recipe: Recipe) -> tuple[Crops, np.ndarray, np.ndarray]:
-    """The list of crops, the rows (n,) in it that are validated on, and their probabilities (n,)."""
+def read_fold(args: argparse.Namespace) -> Fold:
+    """Raises CheckpointError, EvaluationError, FoldsError, SetupError."""
     from training.datasets.classifier_dataset import PADDING_PART
     from training.pipelines import build
-    from training.pipelines.engine import score_crops
-    from training.tools.distributed import processes
+    from training.tools.checkpoint import load_network
 
     if not args.data_dir:
         raise EvaluationError("--checkpoint goes with --data-dir, the folder of the dataset")
+    network, recipe = load_network(args.checkpoint)
     padding_part = PADDING_PART
     if isinstance(recipe.crop, MarginCrop):
         padding_part = max(PADDING_PART, round(1 / recipe.crop.margin))
@@ -189,9 +200,20 @@ def score_fold(args: argparse.Namespace, network: nn.Module, recipe: Recipe) -> 
         log.warning("%s was trained on crops of its own, %s: these must be such", args.checkpoint, recipe.crop)
     source = build.read_source(args)
     rows = validation_rows(source.crops, args.fold, args.public_validation, args.half)
+    return Fold(network, recipe, source, rows, padding_part)
+
+
+def score_fold(args: argparse.Namespace, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (n,) of the crops, in the order in which they were scored, and their probabilities (n,)."""
+    from training.pipelines import build
+    from training.pipelines.engine import score_crops
+    from training.tools.distributed import processes
+
     with processes(args.device) as world:
-        batches = build.validation_loader(source, rows, recipe.size, padding_part, args.batch_size, args.workers, world)
-        return source.crops, *score_crops(network.to(world.device), recipe, batches, world)
+        batches = build.validation_loader(
+            fold.source, fold.rows, fold.recipe.size, fold.padding_part, args.batch_size, args.workers, world
+        )
+        return score_crops(fold.network.to(world.device), fold.recipe, batches, world)
 
 
 if __name__ == "__main__":

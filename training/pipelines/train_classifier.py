@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,  # or the scripts that start this would not know their own options among the user's
     )
     add = parser.add_argument_group("what is trained").add_argument
     add("--config", type=Path, required=True, help="JSON file, see configs/")

@@ -6,6 +6,7 @@ A figure that needs both classes is None where one is missing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Scores are kept so far from 0 and 1, as in the scikit-learn of 2020: a wrong certainty costs 34.5, not infinity.
 CLIP = 1e-15
+# The score above which a video is called fake.
+THRESHOLD = 0.5
 # Of the calibration error.
 BINS = 15
 # Of the confidence intervals.
@@ -54,7 +57,7 @@ def evaluate(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int | 
         "log_loss": float(log_losses(scores, labels).mean()),
         "auc": float(roc_auc_score(labels, scores)) if both else None,
         "average_precision": float(average_precision_score(labels, scores)) if both else None,
-        "accuracy": float(np.mean((scores > 0.5) == labels)),
+        "accuracy": float(np.mean((scores > THRESHOLD) == labels)),
         "ece": expected_calibration_error(scores, labels),
         "videos": len(scores),
     }
@@ -91,25 +94,26 @@ def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> tup
 
 
 def intervals(
-    scores: np.ndarray, labels: np.ndarray, people: np.ndarray, draws: int, seed: int = 0
+    scores: np.ndarray, labels: np.ndarray, originals: Sequence, draws: int, seed: int = 0
 ) -> dict[str, tuple[float, float] | None]:
-    """The bootstrap interval of each figure of `evaluate`, over `draws` samples of as many people, all their videos.
+    """The bootstrap interval of each figure of `evaluate`, over `draws` samples of as many originals, with their fakes.
 
-    `people`: (n,), of each video the person that it shows. Draws of one class do not count for figures that need both.
+    `originals`: (n,), of each video the original that it is or was made of. Samples that lack a class are drawn again.
     """
-    _, number, videos = np.unique(people, return_inverse=True, return_counts=True)
+    _, number, videos = np.unique(originals, return_inverse=True, return_counts=True)
     videos_of = np.split(np.argsort(number, kind="stable"), np.cumsum(videos)[:-1])
     random = np.random.default_rng(seed)
     drawn = []
-    for _ in range(draws):
-        rows = np.concatenate([videos_of[person] for person in random.integers(len(videos_of), size=len(videos_of))])
-        drawn.append(evaluate(scores[rows], labels[rows]))
+    while len(drawn) < draws:
+        rows = np.concatenate([videos_of[one] for one in random.integers(len(videos_of), size=len(videos_of))])
+        if labels[rows].any() == labels.any() and labels[rows].all() == labels.all():
+            drawn.append(evaluate(scores[rows], labels[rows]))
     tails = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
-    found = {}
-    for name in (name for name in drawn[0] if name != "videos"):
-        values = [figures[name] for figures in drawn if figures[name] is not None]
-        found[name] = tuple(np.quantile(values, tails).tolist()) if values else None
-    return found
+    return {
+        name: None if value is None else tuple(np.quantile([figures[name] for figures in drawn], tails).tolist())
+        for name, value in drawn[0].items()
+        if name != "videos"
+    }
 
 
 def mean_by_video(videos: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

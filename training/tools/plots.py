@@ -9,10 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from preprocessing.output import whole_file
-from training.tools.metrics import BINS, reliability
-
-# The score above which a video is called fake.
-THRESHOLD = 0.5
+from training.tools.metrics import BINS, THRESHOLD, reliability
 
 
 def draw_roc(scores: np.ndarray, labels: np.ndarray) -> Figure:
