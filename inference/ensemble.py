@@ -104,7 +104,7 @@ def reduce_precision(network: nn.Module, dtype: torch.dtype) -> None:
     """Set a network's precision, in place; of bfloat16, in the encoder's blocks from FIRST_BFLOAT16 on only.
 
     bfloat16 has 8 bits of precision. In the first blocks, the head and the logit that costs up to 0.02 of a
-    video's score; in the rest 0.003 (measured with the embedded model on five real clips).
+    video's score; in the rest 0.003 (measured with two embedded models on five real clips).
     """
     if dtype != torch.bfloat16:
         network.to(dtype)

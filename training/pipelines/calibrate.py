@@ -2,10 +2,10 @@
 
     python -m training.pipelines.calibrate --checkpoint RUN_last.pt --data-dir ROOT --fold 0 --output model.pt
 
-A temperature that the logits are divided by is fitted to one half of the fold's originals and their fakes (see
-evaluate's --half), so that the other half can say how good the result is: of RUN_last.pt, for RUN_best.pt was chosen
-on both. It goes into the last layer: whoever uses the checkpoint need not know of it. The weights are written in
-float16, without what only resuming the training needs.
+An offset that is taken from the logits and a temperature that they are then divided by are fitted to one half of the
+fold's originals and their fakes (see evaluate's --half), so that the other half can say how good the result is: of
+RUN_last.pt, for RUN_best.pt was chosen on both. They go into the last layer: whoever uses the checkpoint need not know
+of them. The weights are written in float16, without what only resuming the training needs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -29,10 +28,10 @@ from preprocessing import command
 from preprocessing.output import make_folder
 from training.pipelines.evaluate import EvaluationError, add_data_arguments, read_fold, score_fold
 from training.tools.checkpoint import read_checkpoint, save_checkpoint
-from training.tools.metrics import CLIP, log_losses
+from training.tools.metrics import CLIP
 
-# Temperatures that are looked at; the highest means that the scores say nothing.
-TEMPERATURES = (0.1, 10.0)
+# A higher temperature means that the scores say nothing.
+HIGHEST = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +54,11 @@ def main(args: argparse.Namespace) -> int:
     fold = read_fold(args)
     rows, scores = score_fold(args, fold)
     scores = np.clip(scores, CLIP, 1 - CLIP)
-    found = temperature(np.log(scores / (1 - scores)), fold.source.crops.fake[rows])
+    temperature, offset = platt(np.log(scores / (1 - scores)), fold.source.crops.fake[rows])
     with torch.no_grad():
+        fold.network.fc.bias -= offset
         for parameter in fold.network.fc.parameters():
-            parameter /= found
+            parameter /= temperature
     state = {
         key: value.cpu().half() if value.is_floating_point() else value.cpu()
         for key, value in fold.network.state_dict().items()
@@ -66,9 +66,10 @@ def main(args: argparse.Namespace) -> int:
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise EvaluationError(f"{args.checkpoint}: some weights are too large for float16")
     where = "public validation" if args.public_validation else f"fold {args.fold}"
-    calibration = {"temperature": found, "data": where, "half": args.half, "crops": len(rows)}
+    calibration = {"temperature": temperature, "offset": offset, "data": where, "half": args.half, "crops": len(rows)}
     save_checkpoint(args.output, state, fold.recipe, calibration=calibration, trained=trained(args.checkpoint))
-    print(f"temperature {found:.4f}, by {len(rows)} crops; {args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
+    size = args.output.stat().st_size / 1e6
+    print(f"temperature {temperature:.4f}, offset {offset:.4f}, by {len(rows)} crops; {args.output}: {size:.1f} MB")
     return 0
 
 
@@ -83,26 +84,25 @@ def trained(path: Path) -> dict[str, Any]:
         return {}
 
 
-def temperature(logits: np.ndarray, fake: np.ndarray) -> float:
-    """What logits (n,) are to be divided by for the lowest log loss; 1 where none is wrong, so that nothing is known.
+def platt(logits: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
+    """The temperature and the offset for which (logits - offset) / temperature has the lowest log loss.
 
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017. Raises EvaluationError where they say nothing of
-    the labels, `fake`, bool (n,).
+    Platt, Probabilistic Outputs for Support Vector Machines, 1999; without the offset it is the temperature scaling of
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017. Logits (n,) that tell the classes apart without a
+    mistake do not say how sure they may be: 1 and 0. Raises EvaluationError where they say nothing of the labels,
+    `fake`, bool (n,).
     """
     useless = EvaluationError("scores of both classes are needed, and such that say something of them; train on")
     if not fake.any() or fake.all():
         raise useless
-    if ((logits > 0) == fake).all():
-        log.warning("none of these %d scores is wrong: they are left as they are", len(fake))
-        return 1.0
-
-    def loss(log_temperature: float) -> float:
-        return float(log_losses(expit(logits / np.exp(log_temperature)), fake).mean())
-
-    found = float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
-    if found > 0.99 * TEMPERATURES[1]:
+    if logits[~fake].max() < logits[fake].min():
+        log.warning("a threshold divides these %d scores without a mistake: they are left as they are", len(fake))
+        return 1.0, 0.0
+    fitted = LogisticRegression(C=np.inf, tol=1e-8).fit(logits[:, None], fake)
+    slope, intercept = fitted.coef_.item(), fitted.intercept_.item()
+    if slope < 1 / HIGHEST:
         raise useless
-    return found
+    return 1 / slope, -intercept / slope
 
 
 if __name__ == "__main__":
