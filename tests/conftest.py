@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 
 from tests import clips, golden
 from training.zoo import build_network
+
+# A shell ignores Ctrl-C for what it starts in the background, and what is ignored stays so in all programs below.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
