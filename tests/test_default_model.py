@@ -127,11 +127,10 @@ def made_anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small |= {"pretrained": DEFAULT, "optimizer.schedule.params.total_iters": 12, "ema": 0.5}
     small |= {"optimizer.schedule.params.warmup_iters": 0}
     changes = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
-    command = ["train_default.sh", root.name, "./out", *changes, "--device", "cpu", "--workers", 0]
-    (root / root.name).symlink_to(root)
-    first = run(*command, cwd=root)
+    command = ["train_default.sh", root.name, f"{root.name}/out", *changes, "--device", "cpu", "--workers", 0]
+    first = run(*command, cwd=root.parent)
     assert "epoch 1/1" in first.stdout
-    again = run(*command, cwd=root)
+    again = run(*command, cwd=root.parent)
     assert "all 2 epochs are done" in again.stderr
     assert again.stdout.splitlines() == [line for line in first.stdout.splitlines() if not line.startswith("epoch ")]
     return root

@@ -80,8 +80,8 @@ def add_data_arguments(add: Callable) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.submission and not args.labels:
         raise EvaluationError("--submission goes with --labels metadata.json")
-    files = [path.parent for path in (args.json, args.predictions) if path]
-    for folder in [*files, *([args.plots] if args.plots else [])]:  # before the work, not after it
+    folders = (args.json and args.json.parent, args.predictions and args.predictions.parent, args.plots)
+    for folder in filter(None, folders):  # before the work, not after it
         make_folder(folder)
     scores = of_submission(args.submission, args.labels, args.half) if args.submission else of_checkpoint(args)
     figures = evaluate(scores.scores, scores.fake)
