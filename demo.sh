@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
-# Make sample clips, score them with the embedded model and show the table: ./demo.sh [FOLDER]
+# Make sample clips, score them with the embedded model and print the table.
 set -euo pipefail
-if [ $# -gt 1 ]; then
-    echo "usage: $0 [FOLDER]    (default: demo/)" >&2
-    exit 2
-fi
-mkdir -p "${1:-$(dirname "$0")/demo}"
-folder=$(cd "${1:-$(dirname "$0")/demo}" && pwd)
-cd "$(dirname "$0")"
+
+usage() {
+    cat <<USAGE
+usage: $0 [FOLDER]
+  FOLDER   where the clips and the results go (default: demo/)
+USAGE
+}
+
+case ${1:-} in
+    -h | --help) usage && exit 0 ;;
+    -*) usage >&2 && exit 2 ;;
+esac
+[ $# -le 1 ] || { usage >&2 && exit 2; }
+root=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "${1:-$root/demo}"
+folder=$(cd "${1:-$root/demo}" && pwd)
+cd "$root"
 . ./environment.sh
 use_python "$PWD/requirements.txt"
-"$PYTHON" -m tests.clips "$folder/videos"
+"$PYTHON" -m preprocessing.sample_clips "$folder/videos"
 "$PYTHON" predict_folder.py --test-dir "$folder/videos" --output "$folder/submission.csv"
 echo
-echo "$folder/submission.csv (label: probability that the faces are fake; 0.5 where there is none)"
+echo "$folder/submission.csv (label: probability that the faces are fake; 0.5 where there is no face)"
 column -s, -t "$folder/submission.csv" 2>/dev/null || cat "$folder/submission.csv"

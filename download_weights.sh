@@ -1,28 +1,36 @@
 #!/usr/bin/env bash
-# Fetch the seven released checkpoints (1.9 GB) into weights/: ./download_weights.sh [FOLDER]
+# Download the seven released checkpoints (1.9 GB) and check them.
 #
-# A broken download is taken up where it broke off, also by running this again. A file gets its name only
-# when it loads as the network it should be; those that are there and sound are skipped.
-# WEIGHTS_URL is where the files lie, if not at the authors' release.
+# An interrupted download resumes when the script is run again. A file gets its final name only after it has loaded as
+# the expected network; files that are present and valid are skipped. WEIGHTS_URL overrides the download location.
 set -euo pipefail
-if [ $# -gt 1 ]; then
-    echo "usage: $0 [FOLDER]    (default: weights/)" >&2
-    exit 2
-fi
+
+usage() {
+    cat <<USAGE
+usage: $0 [FOLDER]
+  FOLDER   an existing folder (default: weights/)
+USAGE
+}
+
+case ${1:-} in
+    -h | --help) usage && exit 0 ;;
+    -*) usage >&2 && exit 2 ;;
+esac
+[ $# -le 1 ] || { usage >&2 && exit 2; }
 root=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "${1:-$root/weights}"
+[ -d "${1:-$root/weights}" ] || { echo "$1: no such folder. Create it first" >&2 && exit 2; }
 folder=$(cd "${1:-$root/weights}" && pwd)
 url=${WEIGHTS_URL:-https://github.com/selimsef/dfdc_deepfake_challenge/releases/download/0.0.1}
-command -v curl >/dev/null || { echo "curl is needed; install it" >&2; exit 2; }
+command -v curl >/dev/null || { echo "curl: not found. Install it" >&2 && exit 2; }
 . "$root/environment.sh"
 use_python "$root/requirements.txt"
 
-# Whether files are released checkpoints: prints `FILE: ...` of each that is, and what is wrong with the others.
+# Print `FILE: ...` for each file that is a released checkpoint, and what is wrong with the others.
 check() {
     PYTHONPATH=$root "$PYTHON" -m training.tools.checkpoint --released "$@"
 }
 
-# Fetch one file to NAME.part, going on from what is there.
+# Download one file to NAME.part, continuing after what is already there.
 fetch() {
     local name=$1 part=$folder/$1.part attempt code status
     for attempt in 1 2 3 4 5; do
@@ -31,14 +39,18 @@ fetch() {
             --connect-timeout 30 --speed-limit 1000 --speed-time 60 \
             --continue-at - --output "$part" "$url/$name") || status=$?
         case $status:$code in
-            0:* | *:416) return 0 ;; # 416: nothing is left to fetch
-            *:404) echo "$url/$name: no such file; set WEIGHTS_URL to a place that has it" >&2; return 1 ;;
-            33:*) rm -f "$part" ;; # this server cannot go on in the middle
+            0:* | *:416) return 0 ;; # 416: the file is complete
+            *:404) echo "$url/$name: no such file. Set WEIGHTS_URL to a location that has it" >&2 && return 1 ;;
+            5:* | 6:* | 7:*)
+                echo "$url: cannot be reached. Check the connection and run $0 again" >&2
+                exit 1
+                ;;
+            33:*) rm -f "$part" ;; # the server cannot resume
         esac
-        echo "$name: broken off (attempt $attempt of 5)" >&2
+        echo "$name: interrupted (attempt $attempt of 5)" >&2
         sleep "${RETRY_SECONDS:-5}"
     done
-    echo "$name: not complete; run $0 again to go on" >&2
+    echo "$name: incomplete. Run $0 again to resume" >&2
     return 1
 }
 
@@ -46,11 +58,11 @@ present=() failed=()
 while read -r name; do
     [ ! -f "$folder/$name" ] || present+=("$folder/$name")
 done < "$root/configs/released_checkpoints.txt"
-sound=
-[ ${#present[@]} -eq 0 ] || sound=$(check "${present[@]}") || true
+valid=
+[ ${#present[@]} -eq 0 ] || valid=$(check "${present[@]}") || true
 while read -r name; do
-    case $sound in
-        *"$folder/$name: "*) echo "$name: there already" && continue ;;
+    case $valid in
+        *"$folder/$name: "*) echo "$name: already present" && continue ;;
     esac
     echo "$name"
     if ! fetch "$name"; then

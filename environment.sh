@@ -1,15 +1,16 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: sets PYTHON to an interpreter that has the packages of a requirements file.
 #
-# In this order: $PYTHON, the active environment (or, in a container, the system's python3), and .venv,
-# which is made, or completed, if none of them has the packages.
+# Candidates, in this order: $PYTHON, the active environment (in a container, the system's python3), and .venv, which is
+# created or completed if no candidate has the packages. New packages get the versions of constraints.txt.
 
 use_python() {
-    local requirements=$1 venv
-    venv=$(dirname "$requirements")/.venv
+    local requirements=$1 root venv
+    root=$(dirname "$requirements")
+    venv=$root/.venv
     if [ -n "${PYTHON:-}" ]; then
         _has_packages "$PYTHON" "$requirements" || {
-            echo "PYTHON=$PYTHON lacks what $requirements asks for; install it there, or unset PYTHON" >&2
+            echo "PYTHON=$PYTHON: does not have the packages of $requirements. Install them there, or unset PYTHON" >&2
             return 2
         }
         PYTHON=$(command -v "$PYTHON")
@@ -26,17 +27,22 @@ use_python() {
     echo "installing the packages of $requirements into $venv (once; PyTorch takes several GB)" >&2
     if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-            echo "Python 3.11 or later is needed; make the environment with one (python3.12 -m venv $venv), then run this again" >&2
+            echo "python3: is older than 3.11. Create the environment with a newer one (python3.12 -m venv $venv) and run this again" >&2
             return 2
         }
         python3 -m venv --clear "$venv"
     fi
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$requirements" >&2
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check \
+        --requirement "$requirements" --constraint "$root/constraints.txt" >&2
     _has_packages "$PYTHON" "$requirements"
 }
 
 _has_packages() {
     command -v "$1" >/dev/null && "$1" - "$2" <<'PYTHON'
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C
+
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,11 +65,13 @@ def requirements(path):
 
 
 for requirement in requirements(Path(sys.argv[1])):
+    if requirement.marker and not requirement.marker.evaluate():
+        continue
     try:
-        found = version(requirement.name)
+        installed = version(requirement.name)
     except PackageNotFoundError:
         sys.exit(f"{requirement.name} is not installed")
-    if not requirement.specifier.contains(found, prereleases=True):
-        sys.exit(f"{requirement} is wanted, {found} is installed")
+    if not requirement.specifier.contains(installed, prereleases=True):
+        sys.exit(f"{requirement} is required, {installed} is installed")
 PYTHON
 }

@@ -15,9 +15,9 @@ from typing import Any
 
 import matplotlib as mpl
 
-from preprocessing import command
-from preprocessing.errors import ReportedError
-from preprocessing.output import make_folder, whole_file
+from common import cli
+from common.errors import UserError
+from common.files import atomic_file, make_folder
 from training.tools.log import read_log
 
 # The winning solution's weight of the fakes' loss, and what it took checkpoints from.
@@ -28,7 +28,7 @@ BEST = 5
 log = logging.getLogger(__name__)
 
 
-class PlotError(ReportedError):
+class PlotError(UserError):
     """Logs in which there is nothing to draw."""
 
 
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         pyplot.show()
         return 0
     make_folder(output.parent)
-    with whole_file(output) as temporary:
+    with atomic_file(output) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     print(output)
     return 0
@@ -108,4 +108,4 @@ def draw(runs: dict[str, dict[int, float]], fake_weight: float) -> Any:
 
 
 if __name__ == "__main__":
-    command.main(main, get_args_parser())
+    cli.main(main, get_args_parser())

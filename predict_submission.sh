@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Score a folder of videos with the seven released checkpoints (./download_weights.sh fetches them), at the
-# detector scale that they were made with:
-#     ./predict_submission.sh VIDEO_FOLDER submission.csv [further options of predict_folder.py]
+# Score a folder of videos with the seven released checkpoints at the detector scale they were made with.
 set -euo pipefail
-if [ $# -lt 2 ]; then
-    echo "usage: $0 VIDEO_FOLDER submission.csv [options of predict_folder.py]" >&2
-    exit 2
-fi
+
+usage() {
+    cat <<USAGE
+usage: $0 VIDEO_FOLDER submission.csv [options of predict_folder.py]
+  Scores a folder of videos with the seven released checkpoints; ./download_weights.sh downloads them.
+USAGE
+}
+
+case ${1:-} in -h | --help) usage && exit 0 ;; esac
+[ $# -ge 2 ] || { usage >&2 && exit 2; }
 root=$(cd "$(dirname "$0")" && pwd)
 . "$root/environment.sh"
 use_python "$root/requirements.txt"

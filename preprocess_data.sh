@@ -1,76 +1,46 @@
 #!/usr/bin/env bash
-# Prepare a dataset for training: boxes, crops, landmarks, diffs, folds.csv, one stage after the other.
-# Stopped, or after mending what failed, the same command takes up where it was.
+# Prepare a dataset for training: the five stages in order. After an interruption, the same command resumes.
 set -euo pipefail
 
 usage() {
-    cat >&2 <<USAGE
+    cat <<USAGE
 usage: $0 DATA_ROOT [options]
   --detector-scale S   scale of the face detector's input: auto (by the frame's size) or a number
-  --device D           auto, cpu, cuda, cuda:1
-  --workers N          processes
-  --layout L           auto, dfdc, ffpp, celebdf
-  --preview N          draw N samples of crops, landmarks and diffs into DATA_ROOT/previews/
+  --device D           auto, cpu, cuda or cuda:1
+  --workers N          number of worker processes
+  --layout L           auto, dfdc, ffpp or celebdf
+  --crops-dir DIR      folder of the crops within DATA_ROOT
+  --preview N          write contact sheets of N crops, landmarks and masks to DATA_ROOT/previews/
   --retry-failed       try clips again that failed in an earlier run
-  --overwrite          start afresh
+  --overwrite          start over
 USAGE
-    exit 2
 }
 
-case ${1:--} in -*) usage ;; esac
+for option in "$@"; do
+    case $option in -h | --help) usage && exit 0 ;; esac
+done
+case ${1:--} in -*) usage >&2 && exit 2 ;; esac
 data=$1
 shift
-detect=(--root-dir "$data")
-crops=("${detect[@]}") landmarks=("${detect[@]}") diffs=("${detect[@]}") folds=("${detect[@]}")
-while [ $# -gt 0 ]; do
-    option=("$1")
-    case $1 in
-        --retry-failed | --overwrite) ;;
-        --detector-scale | --device | --workers | --layout | --preview)
-            [ $# -ge 2 ] || usage
-            option+=("$2")
-            shift
-            ;;
-        *) usage ;;
-    esac
-    shift
-    case ${option[0]} in
-        --layout) folds+=("${option[@]}") ;;
-    esac
-    case ${option[0]} in
-        --preview) ;;
-        *) detect+=("${option[@]}") ;;
-    esac
-    case ${option[0]} in
-        --detector-scale | --device) ;;
-        *) crops+=("${option[@]}") diffs+=("${option[@]}") ;;
-    esac
-    landmarks+=("${option[@]}")
-done
-
 root=$(cd "$(dirname "$0")" && pwd)
 . "$root/environment.sh"
 use_python "$root/requirements.txt"
 
-failed=0
-stage() {
-    local name=$1 status=0
-    shift
-    echo "== $name"
-    "$PYTHON" "$root/preprocessing/$name.py" "$@" || status=$?
-    case $status in
+status=0
+report=()
+for stage in detect_original_faces extract_crops generate_landmarks generate_diffs generate_folds; do
+    echo "== $stage"
+    code=0
+    "$PYTHON" "$root/preprocessing/$stage.py" --root-dir "$data" "$@" ${report[@]+"${report[@]}"} || code=$?
+    case $code in
         0) ;;
-        3) failed=3 ;;
-        *) echo "stopped at $name (exit status $status)" >&2 && exit "$status" ;;
+        3) status=3 ;;
+        *) echo "stopped at $stage (exit status $code)" >&2 && exit "$code" ;;
     esac
-}
-
-stage detect_original_faces "${detect[@]}"
-stage extract_crops "${crops[@]}"
-stage generate_landmarks "${landmarks[@]}"
-stage generate_diffs "${diffs[@]}"
-stage generate_folds "${folds[@]}" --out "$data/folds.csv"
-if [ $failed != 0 ]; then
-    echo "done, but some clips failed (above); mend them and run the same command with --retry-failed" >&2
+    report=(--no-dataset-report) # once is enough
+done
+if [ $status != 0 ]; then
+    echo "finished, but some clips failed (see above). Fix them and run the same command with --retry-failed" >&2
 fi
-exit $failed
+echo "next: ./train.sh $data NUM_GPUS"
+exit $status

@@ -1,9 +1,24 @@
 #!/usr/bin/env bash
-# Run the checks and the tests: ./run_tests.sh [pytest's arguments]
+# Run the checks and the tests.
 set -euo pipefail
+
+usage() {
+    cat <<USAGE
+usage: $0 [pytest arguments]
+  $0                  all checks and tests (about 15 minutes on 2 cores)
+  $0 -m "not slow"    an answer in under 3 minutes
+USAGE
+}
+
+case ${1:-} in -h | --help) usage && exit 0 ;; esac
 cd "$(dirname "$0")"
 . ./environment.sh
 use_python "$PWD/requirements-dev.txt"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
+tools=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
+# These two have no wheels for some platforms, where requirements-dev.txt leaves them out.
+if [ -x "$tools/shellcheck" ]; then "$tools/shellcheck" -- *.sh .ci/run; fi
+if [ -x "$tools/hadolint" ]; then "$tools/hadolint" Dockerfile; fi
 "$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Train the winning solution's five networks, one seed after the other. Stopped, the same command takes them up.
+# Train the winning solution's five networks, one seed after the other. After an interruption, the same command resumes.
 set -euo pipefail
 
 usage() {
-    cat >&2 <<USAGE
+    cat <<USAGE
 usage: $0 DATA_ROOT NUM_GPUS [config] [options of training/pipelines/train_classifier.py]
-  DATA_ROOT   what preprocess_data.sh has worked on
-  NUM_GPUS    processes, one a GPU; 0: train on the CPU
+  DATA_ROOT   dataset prepared by preprocess_data.sh
+  NUM_GPUS    number of processes, one per GPU; 0 trains on the CPU
   config      default: configs/b7.json
 USAGE
-    exit 2
 }
 
-case ${1:--} in -*) usage ;; esac
-[[ ${2:-} =~ ^[0-9]+$ ]] || usage
+case ${1:-} in -h | --help) usage && exit 0 ;; esac
+case ${1:--} in -*) usage >&2 && exit 2 ;; esac
+[[ ${2:-} =~ ^[0-9]+$ ]] || { usage >&2 && exit 2; }
 root=$(cd "$(dirname "$0")" && pwd)
 data=$1 gpus=$2 config=$root/configs/b7.json
 shift 2
@@ -27,7 +27,7 @@ esac
 for option in "$@"; do
     case $option in
         --seed* | --prefix* | --config*)
-            echo "$0: each seed has its own ${option%%=*}; use training/pipelines/train_classifier.py for one run" >&2
+            echo "$0: ${option%%=*} is set for each seed. Use training/pipelines/train_classifier.py for a single run" >&2
             exit 2
             ;;
     esac
@@ -47,7 +47,7 @@ for seed in 111 555 777 888 999; do
         --device "$device" --seed "$seed" --prefix "${name}_${seed}_" --fold 0 --label-smoothing 0.01 \
         --output-dir "$root/weights" --logdir "$root/logs" "$@" || status=$?
     if [ "$status" != 0 ]; then
-        echo "stopped at seed $seed (exit status $status); the same command takes it up" >&2
+        echo "stopped at seed $seed (exit status $status); run the same command again to resume" >&2
         exit "$status"
     fi
 done

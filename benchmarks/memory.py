@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests import clips
+from preprocessing import sample_clips
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
-        clip = clips.face_clip(Path(folder) / "clip.mp4", 32, 1920, 1080)
+        clip = sample_clips.face_clip(Path(folder) / "clip.mp4", 32, 1920, 1080)
         for count in (args.few, args.many):  # the fewer first: children's peak is one figure that only grows
             videos = Path(folder) / str(count)
             videos.mkdir()

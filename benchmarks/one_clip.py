@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import clips
+from preprocessing import sample_clips
 
 COPIES = 5
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        clip = args.video or clips.face_clip(Path(folder) / "clip.mp4", 300, 1920, 1080)
+        clip = args.video or sample_clips.face_clip(Path(folder) / "clip.mp4", 300, 1920, 1080)
         whole, alone = scored(clip, 1, Path(folder), args.device)
         more, _ = scored(clip, COPIES, Path(folder), args.device)
     print(

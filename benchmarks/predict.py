@@ -24,14 +24,14 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
+from common.allocator import keep_freed_memory
+from common.device import choose_device
 from inference.aggregation import confident_strategy
 from inference.ensemble import Ensemble
 from inference.predictor import FRAMES, Predictor
-from preprocessing.allocator import keep_freed_memory
 from preprocessing.crops import center_in_square, cut, resize_longer_side
-from preprocessing.device import choose_device
 from preprocessing.faces import THRESHOLDS, FaceDetector, detector_scale
-from preprocessing.video import sample_frames
+from preprocessing.video import Clip, sample_frames
 from training.tools.checkpoint import load_network
 from training.zoo import build_network
 
@@ -156,7 +156,7 @@ def ours(args: argparse.Namespace) -> dict:
     times = dict.fromkeys(("decode", "detect"), 0.0)
     for path in paths:
         start = time.perf_counter()
-        frames = [frame.image for frame in sample_frames(path, FRAMES)]
+        frames = [frame.image for frame in sample_frames(Clip(path), FRAMES)]
         decoded = time.perf_counter()
         detector.detect(frames)
         times["decode"] += decoded - start

@@ -18,10 +18,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocessing import command
+from common import cli
 from training.datasets.classifier_dataset import Source
 from training.datasets.folds import HALVES
-from training.pipelines.evaluate import EvaluationError, add_data_arguments, read_fold, score_fold
+from training.pipelines.scoring import EvaluationError, add_data_arguments, read_fold, score_fold
 from training.tools.metrics import THRESHOLD, VideoScores, evaluate
 
 
@@ -86,12 +86,10 @@ class Changed(Source):
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="network to score crops with")
     parser.add_argument("--half", choices=HALVES, default="report", help="half of the originals, and their fakes")
-    add_data_arguments(parser.add_argument)
+    add_data_arguments(parser)
     return parser
 
 
@@ -101,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
     print(f"{'':24}{'AUC':>7}{'log loss':>10}{'fakes found':>13}{'reals called fake':>19}")
     for name, change in CHANGES.items():
         changed = fold._replace(source=Changed(source.root, source.crops_dir, source.crops, change))
-        videos = VideoScores.of_crops(source.crops, *score_fold(args, changed))
+        videos = VideoScores.from_crops(source.crops, *score_fold(args, changed))
         figures, called = evaluate(videos.scores, videos.fake), videos.scores > THRESHOLD
         if figures["auc"] is None:
             raise EvaluationError(f"{args.data_dir}: crops of both classes are needed")
@@ -114,4 +112,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    command.main(main, get_args_parser())
+    cli.main(main, get_args_parser())

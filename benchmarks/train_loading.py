@@ -3,8 +3,8 @@
     python -m benchmarks.train_loading --data-dir DATA_ROOT [--config configs/b7.json] [--fold 0] [--batches N]
 
 Plainly means as the published code makes them: the mask is read for every fake, drop-outs draw and dilate with SciPy
-and scikit-image, noise and principal colours are computed on the whole image in floats, and the image leaves
-normalised, in floats. Both go through the same DataLoader with one worker process, in turn, over the same crops.
+and scikit-image, noise and principal colors are computed on the whole image in floats, and the image leaves
+normalized, in floats. Both go through the same DataLoader with one worker process, in turn, over the same crops.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.datasets.face_dropout import image_halves, outline
 from training.datasets.folds import Draw, read_folds, training_rows
 from training.pipelines import build
 from training.tools.config import Config, read_config
-from training.tools.distributed import Processes
+from training.tools.distributed import Distributed
 from training.transforms import albu
 
 
@@ -58,11 +58,13 @@ def main(args: argparse.Namespace) -> None:
         for first in range(0, len(order), size)
     ]
     augment = albu.Augmentation(config.size, config.augmentation)
-    ours = build.loader(ClassifierDataset(source, rows, augment, 0), batches, 1, Processes(0, 1, torch.device("cpu")))
+    ours = build.build_loader(
+        ClassifierDataset(source, rows, augment, 0), batches, 1, Distributed(0, 1, torch.device("cpu"))
+    )
     plain = DataLoader(PlainDataset(source, config), batch_sampler=batches, num_workers=1, worker_init_fn=one_thread)
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     levels: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
-    recipe = config.recipe(config.crop_rule())
+    recipe = config.recipe(config.crop_spec())
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
     for _ in range(args.repeat):
         for name, loader in (("plain", plain), ("ours", ours)):
@@ -76,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
             ]
             levels[name] += [255 * image.mean(dim=(2, 3)).numpy() for image in images]
     count = (args.batches - 1) * size
-    print(f"{'':8}{'images/s':>10}   grey levels of R, G, B: mean of the images' means, and their deviation")
+    print(f"{'':8}{'images/s':>10}   gray levels of R, G, B: mean of the images' means, and their deviation")
     for name, times in seconds.items():
         means = np.concatenate(levels[name])
         print(f"{name:8}{count / min(times):10.1f}   {means.mean(axis=0).round(1)} {means.std(axis=0).round(1)}")

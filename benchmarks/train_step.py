@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from preprocessing.allocator import keep_freed_memory
-from preprocessing.device import choose_device
+from common.allocator import keep_freed_memory
+from common.device import choose_device
 from training.datasets.classifier_dataset import Batch
 from training.pipelines import build
 from training.pipelines.engine import Learner, train_step
 from training.tools.config import Config, read_config
-from training.tools.distributed import Processes
+from training.tools.distributed import Distributed
 
 MATRIX = {"cuda": 8192, "cpu": 2048}  # the side of the matrices
 
@@ -76,7 +76,7 @@ def measure(config: Config, device: torch.device, steps: int, compiled: bool) ->
     learner = make_learner(config, device)
     batch = random_batch(config)
     flops = operations(learner, batch)
-    build.share(learner, frozen=False, compiled=compiled)
+    build.wrap_model(learner, frozen=False, compiled=compiled)
     for _ in range(2):
         train_step(learner, batch, 1e-4)
     if device.type == "cuda":
@@ -100,7 +100,7 @@ def operations(learner: Learner, batch: Batch) -> int:
 
     hooks = [m.register_forward_hook(count) for m in learner.network.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
-        learner.network(learner.recipe.normalise(batch.images[:1].to(learner.processes.device)))
+        learner.network(learner.recipe.normalize(batch.images[:1].to(learner.dist.device)))
     for hook in hooks:
         hook.remove()
     return 3 * sum(counted) * len(batch.images)
@@ -108,7 +108,9 @@ def operations(learner: Learner, batch: Batch) -> int:
 
 def make_learner(config: Config, device: torch.device) -> Learner:
     torch.manual_seed(0)
-    learner = build.learner(config, build.network(config, fresh=False), config.crop_rule(), Processes(0, 1, device))
+    learner = build.build_learner(
+        config, build.init_network(config, fresh=False), config.crop_spec(), Distributed(0, 1, device)
+    )
     learner.network.train()
     return learner
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Constants of the winning solution.
+FRAMES = 32  # per video
 CONFIDENT_FAKE = 0.8
 CONFIDENT_REAL = 0.2
 MIN_FAKES = 11

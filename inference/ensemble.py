@@ -12,9 +12,9 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from common.device import choose_device, choose_precision
+from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
-from preprocessing.device import choose_device
-from preprocessing.errors import ReportedError
 from training.tools.checkpoint import load_network
 
 # The first of the encoder's stages of blocks that bfloat16 is used in.
@@ -22,11 +22,11 @@ FIRST_BFLOAT16 = 3
 # Crops a forward pass.
 BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 16}
 
-# A way to make a network's input from a face: which crop, and the side of the square in pixels.
-CropSize = tuple[MarginCrop | SquareCrop, int]
+# How a network's input is cut from a frame: the crop rule and the side of the square input in pixels.
+CropSpec = tuple[MarginCrop | SquareCrop, int]
 
 
-class ScoreError(ReportedError):
+class ScoreError(UserError):
     """A network's output that is not a number."""
 
 
@@ -52,10 +52,10 @@ class Ensemble:
             reduce_precision(network, getattr(torch, self.precision))
             self.networks.append(network)
             self.recipes.append(recipe)
-        self.inputs: list[CropSize] = list(dict.fromkeys((r.crop, r.size) for r in self.recipes))
+        self.inputs: list[CropSpec] = list(dict.fromkeys((r.crop, r.size) for r in self.recipes))
 
     @torch.inference_mode()
-    def score(self, crops: Mapping[CropSize, np.ndarray]) -> np.ndarray:
+    def score(self, crops: Mapping[CropSpec, np.ndarray]) -> np.ndarray:
         """Probabilities of being fake, float32 (n, networks), for n faces.
 
         `crops`: for each of `inputs`, the faces' squares, RGB uint8 (n, size, size, 3).
@@ -65,10 +65,10 @@ class Ensemble:
         pixels = {key: torch.from_numpy(squares).to(self.device) for key, squares in crops.items()}
         inputs, columns = {}, []
         for name, network, recipe in zip(self.names, self.networks, self.recipes, strict=True):
-            way = recipe.crop, recipe.size, recipe.mean, recipe.std
-            if way not in inputs:
-                inputs[way] = recipe.normalise(pixels[recipe.crop, recipe.size])
-            images = inputs[way]
+            input_spec = recipe.crop, recipe.size, recipe.mean, recipe.std
+            if input_spec not in inputs:
+                inputs[input_spec] = recipe.normalize(pixels[recipe.crop, recipe.size])
+            images = inputs[input_spec]
             logits = network(images.to(next(network.parameters()).dtype))
             if isinstance(logits, tuple):  # networks that draw a mask as well
                 logits = logits[0]
@@ -77,17 +77,6 @@ class Ensemble:
                 raise ScoreError(f"{name} gives no finite score in {self.precision}; use --precision float32")
             columns.append(logits.sigmoid().cpu().numpy())
         return np.stack(columns, axis=1)
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """`auto` is float16 on a CUDA GPU, bfloat16 on a CPU with instructions for it, else float32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "float16"
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
-        return "bfloat16"
-    return "float32"
 
 
 def fold_batch_norms(network: nn.Module) -> None:

@@ -1,21 +1,19 @@
-"""From clips to scored videos: decoding, face detection and classification, overlapped.
+"""From videos to scores: decoding, face detection and classification, overlapped.
 
-    paths -> decode (threads, several clips at once) -> detect (a clip's frames together)
-          -> classify (faces batched across clips, all networks) -> one VideoScore a clip, in order
+    paths -> decode (threads, several videos concurrently) -> detect (one video at a time)
+          -> classify (faces batched across videos, all networks) -> one VideoScore per video, in order
 
-Only a fixed number of clips is under way at a time, so memory does not grow with their number. What is
-computed for a video depends on nothing but the video: batches mix faces, not results.
+The number of videos in flight is fixed, so memory does not grow with the number of videos. A video's score depends on
+that video only: faces of several videos share batches, not results.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +21,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from inference.aggregation import STRATEGIES
-from inference.ensemble import BATCH_SIZE, CropSize, Ensemble, ScoreError
-from inference.options import FRAMES
+from inference.aggregation import FRAMES, STRATEGIES
+from inference.ensemble import BATCH_SIZE, CropSpec, Ensemble, ScoreError
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
-from preprocessing.video import Frame, VideoError, sample_frames
+from preprocessing.video import Clip, Frame, VideoError, sample_frames
 
-# The score of a video that nothing is known about.
+# Score of a video about which nothing is known.
 UNKNOWN = 0.5
 
 log = logging.getLogger(__name__)
@@ -39,14 +36,20 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 @dataclass
 class VideoScore:
-    """The answer for one video.
+    """The result for one video.
 
-    status: `ok`, `no_face` (read, but no face was found) or `unreadable`; `message` says why.
-    score: probability that the video is fake, 0 to 1; UNKNOWN unless the status is `ok`.
-    frames: number of frames looked at.
-    faces: a dict a face: `frame` (index), `box` (xmin, ymin, xmax, ymax in pixels of the frame),
-    `probability` (the detector's), `scores` (by network).
-    seconds: time spent on this video.
+    Attributes:
+        path: the file.
+        status: `ok`, `no_face` (no face was found) or `unreadable`.
+        message: why the status is not `ok`.
+        score: probability that the video is fake, 0 to 1; UNKNOWN unless the status is `ok`.
+        frames: number of frames that were analyzed.
+        fps: frames per second; None if the video is unreadable, like the next three.
+        duration: seconds.
+        width: pixels, after rotation.
+        height: pixels, after rotation.
+        faces: a dict per face, see docs/formats.md.
+        seconds: processing time.
     """
 
     path: Path
@@ -54,21 +57,27 @@ class VideoScore:
     message: str = ""
     score: float = UNKNOWN
     frames: int = 0
+    fps: float | None = None
+    duration: float | None = None
+    width: int | None = None
+    height: int | None = None
     faces: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
 
 @dataclass
 class _Job:
-    """A video on its way through the stages."""
+    """A video in flight."""
 
     path: Path
     error: str = ""
+    clip: Clip | None = None
     frames: list[Frame] = field(default_factory=list)
     shrunk: list[np.ndarray] = field(default_factory=list)
     frame_count: int = 0
+    size: tuple[int, int] | None = None
     faces: list[tuple[int, Face]] = field(default_factory=list)
-    crops: dict[CropSize, list[np.ndarray]] = field(default_factory=dict)
+    crops: dict[CropSpec, list[np.ndarray]] = field(default_factory=dict)
     scores: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -80,7 +89,13 @@ class _Job:
 class Predictor:
     """Scores videos with an ensemble.
 
-    `workers`: clips decoded at once. `batch_size`: faces a forward pass. None takes what suits the machine.
+    Args:
+        ensemble: the networks.
+        detector: the face detector.
+        strategy: key of STRATEGIES.
+        frames: number of frames per video.
+        workers: number of videos decoded concurrently; None chooses by the number of CPU cores.
+        batch_size: faces per forward pass; None chooses by the device.
     """
 
     def __init__(
@@ -100,33 +115,36 @@ class Predictor:
         self.batch_size = batch_size or BATCH_SIZE.get(ensemble.device.type, 1)
 
     def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
-        """One VideoScore a path, in the order given.
+        """Yield one VideoScore per path, in order.
 
-        A clip that cannot be read is answered with its status. Raises ScoreError where a network breaks down or
-        the device's memory is short.
+        A video that cannot be read gets the status `unreadable`. Raises ScoreError if a network gives no finite score
+        or the device runs out of memory.
         """
-        with ThreadPoolExecutor(self.workers, "decode") as pool:
-            try:
-                jobs = map(self._detect, _ahead(pool, self._decode, map(Path, paths), self.workers))
-                if self.ensemble.device.type != "cpu":
-                    # On a CPU both stages would fight for the same cores.
-                    jobs = _in_background(jobs)
-                yield from self._classify(jobs)
-            except torch.OutOfMemoryError:
-                raise ScoreError(
-                    "the device's memory does not suffice; lower --batch-size, or take --device cpu"
-                ) from None
-            finally:
+        decoders = ThreadPoolExecutor(self.workers, "decode")
+        detectors = ThreadPoolExecutor(1, "detect")
+        try:
+            jobs = _map_ahead(decoders, self._decode, map(Path, paths), self.workers)
+            if self.ensemble.device.type == "cpu":  # detection and classification would compete for the same cores
+                jobs = map(self._detect, jobs)
+            else:
+                jobs = _map_ahead(detectors, self._detect, jobs, 1)
+            yield from self._classify(jobs)
+        except torch.OutOfMemoryError:
+            raise ScoreError("the device is out of memory. Lower --batch-size or use --device cpu") from None
+        finally:
+            for pool in (decoders, detectors):
                 pool.shutdown(cancel_futures=True)
 
     def _decode(self, path: Path) -> _Job:
         job, start = _Job(path), time.perf_counter()
         try:
-            job.frames = sample_frames(path, self.frames)
+            job.clip = Clip(path)
+            job.frames = sample_frames(job.clip, self.frames)
+            job.size = job.frames[0].image.shape[1::-1]
             job.shrunk = [self.detector.shrink(frame.image) for frame in job.frames]
         except VideoError as error:
             job.error = str(error)
-        except Exception as error:  # a clip that nobody foresaw must not end the run of all the others
+        except Exception as error:  # an unexpected error must not end the run for all other videos
             log.exception("%s", path)
             job.error = f"{path}: decoding failed ({error!r})"
         job.frame_count = len(job.frames)
@@ -149,109 +167,77 @@ class Predictor:
 
     def _find_faces(self, job: _Job) -> None:
         images = [frame.image for frame in job.frames]
-        job.crops = {way: [] for way in self.ensemble.inputs}
+        job.crops = {spec: [] for spec in self.ensemble.inputs}
         for frame, faces in zip(job.frames, self.detector.detect(images, job.shrunk), strict=True):
             for face in faces:
-                parts = [cut(frame.image, rule.window(face.box)) for rule, _ in self.ensemble.inputs]
-                if any(part is None for part in parts):  # the box lies outside the frame
+                crops = {spec: cut(frame.image, spec[0].window(face.box)) for spec in self.ensemble.inputs}
+                if any(crop is None for crop in crops.values()):  # the box lies outside the frame
                     continue
                 job.faces.append((frame.index, face))
-                for (rule, size), part in zip(self.ensemble.inputs, parts, strict=True):
-                    job.crops[rule, size].append(center_in_square(resize_longer_side(part, size), size))
+                for spec, crop in crops.items():
+                    size = spec[1]
+                    job.crops[spec].append(center_in_square(resize_longer_side(crop, size), size))
 
     def _classify(self, jobs: Iterable[_Job]) -> Iterator[VideoScore]:
-        unanswered: deque[_Job] = deque()
+        in_flight: deque[_Job] = deque()
         faces: deque[tuple[_Job, int]] = deque()
         for job in jobs:
-            unanswered.append(job)
+            in_flight.append(job)
             faces.extend((job, number) for number in range(len(job.faces)))
             while len(faces) >= self.batch_size:
                 self._score([faces.popleft() for _ in range(self.batch_size)])
-            if len(unanswered) > self.batch_size:  # faces too few to fill a batch hold up no more clips than that
+            if len(in_flight) > self.batch_size:  # limits the number of videos that wait for a full batch
                 self._score([faces.popleft() for _ in range(len(faces))])
-            while unanswered and unanswered[0].finished:
-                yield self._answer(unanswered.popleft())
+            while in_flight and in_flight[0].finished:
+                yield self._result(in_flight.popleft())
         self._score(list(faces))
-        yield from map(self._answer, unanswered)
+        yield from map(self._result, in_flight)
 
     def _score(self, faces: list[tuple[_Job, int]]) -> None:
-        """Score a batch of faces, each a job and the face's number in it, and hand the scores to the jobs."""
+        """Score a batch of faces, each given as its job and its number there, and add the scores to the jobs."""
         if not faces:
             return
         start = time.perf_counter()
-        batch = {way: np.stack([job.crops[way][number] for job, number in faces]) for way in self.ensemble.inputs}
+        batch = {spec: np.stack([job.crops[spec][number] for job, number in faces]) for spec in self.ensemble.inputs}
         for (job, _), scores in zip(faces, self.ensemble.score(batch), strict=True):
             job.scores.append(scores)
             job.seconds += (time.perf_counter() - start) / len(faces)
 
-    def _answer(self, job: _Job) -> VideoScore:
-        common = {"path": job.path, "frames": job.frame_count, "seconds": round(job.seconds, 3)}
+    def _result(self, job: _Job) -> VideoScore:
+        result = VideoScore(job.path, "ok", frames=job.frame_count, seconds=round(job.seconds, 3))
+        if job.clip and job.size:
+            result.fps, result.duration = round(float(job.clip.rate), 3), round(job.clip.duration, 3)
+            result.width, result.height = job.size
         if job.error:
-            return VideoScore(status="unreadable", message=job.error, **common)
-        if not job.faces:
-            return VideoScore(status="no_face", message=f"no face in {job.frame_count} frames", **common)
-        scores = np.stack(job.scores)
-        return VideoScore(
-            status="ok",
-            score=float(np.mean([self.aggregate(column) for column in scores.T])),
-            faces=[
-                {
-                    "frame": index,
-                    "box": [round(float(corner), 2) for corner in face.box],
-                    "probability": face.probability,
-                    "scores": dict(zip(self.ensemble.names, row.tolist(), strict=True)),
-                }
-                for (index, face), row in zip(job.faces, scores, strict=True)
-            ],
-            **common,
-        )
+            result.status, result.message = "unreadable", job.error
+        elif not job.faces:
+            result.status, result.message = "no_face", f"no face in {job.frame_count} frames"
+        else:
+            scores = np.stack(job.scores)
+            result.score = float(np.mean([self.aggregate(column) for column in scores.T]))
+            result.faces = [self._face(job, *face) for face in zip(job.faces, scores, strict=True)]
+        return result
+
+    def _face(self, job: _Job, found: tuple[int, Face], scores: np.ndarray) -> dict[str, Any]:
+        index, face = found
+        return {
+            "frame": index,
+            "time": round(job.clip.times[index], 3) if job.clip else None,
+            "box": [round(float(corner), 2) for corner in face.box],
+            "probability": face.probability,
+            "detector_confidence": face.probability,
+            "scores": dict(zip(self.ensemble.names, scores.tolist(), strict=True)),
+        }
 
 
-def _ahead(
+def _map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
 ) -> Iterator[Result]:
-    """Map in order, with `depth` items under way, or waiting, beyond the one that is taken."""
-    pending = deque()
+    """Map in order, with up to `depth` items processed ahead of the one that is returned."""
+    pending: deque[Future[Result]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) > depth:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
-
-
-def _in_background(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, made by another thread, one ahead. An exception there is raised here."""
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
-    stop, end = threading.Event(), object()
-
-    def put(item: Any, error: BaseException | None = None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    return
-            put(end)
-        except BaseException as error:  # noqa: BLE001 it is raised again where the items are taken
-            put(end, error)
-
-    thread = threading.Thread(target=work, name="detect", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()

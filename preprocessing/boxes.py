@@ -1,4 +1,4 @@
-"""The boxes of a clip's faces: their file, and which boxes of different frames are one person's."""
+"""Bounding boxes of the faces of a clip: their file, and the numbers that link a person's boxes across frames."""
 
 from __future__ import annotations
 
@@ -7,74 +7,80 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.output import write_whole
-from preprocessing.video import FRAME_STEP
+from common.errors import ClipError
+from common.files import atomic_write
+from preprocessing.layout import FRAME_STEP
 
-# Frame number -> boxes (xmin, ymin, xmax, ymax) in pixels of the full frame, largest first; empty where no face is.
+# Frame number -> boxes [xmin, ymin, xmax, ymax] in pixels of the full frame, largest first; [] where no face is.
 Boxes = dict[int, list[list[float]]]
 
 
-class BoxesError(Exception):
-    """Boxes that are not there or cannot be used. The message names the file."""
+class BoxesError(ClipError):
+    """A file of bounding boxes that is missing or cannot be used."""
 
-    status = "no_boxes"
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(path, reason, "no_boxes")
 
 
 def write_boxes(path: Path, boxes: Boxes) -> None:
-    """JSON: frame number -> list of boxes, or null where none. Raises OutputError."""
-    write_whole(path, json.dumps({str(frame): boxes[frame] or None for frame in sorted(boxes)}))
+    """Write JSON: frame number -> list of boxes, or null where no face is. Raises OutputError."""
+    atomic_write(path, json.dumps({str(frame): boxes[frame] or None for frame in sorted(boxes)}))
 
 
 def read_boxes(path: Path) -> Boxes:
-    """The boxes of every 10th frame (files of other programs may hold more).
-
-    Raises BoxesError for a file that is not there or that `write_boxes` cannot have written.
-    """
+    """Read the boxes of every 10th frame; files from other programs may hold more. Raises BoxesError."""
     remedy = "run detect_original_faces.py (with --retry-failed if that failed)"
     try:
         frames = json.loads(path.read_bytes())
         boxes = {int(frame): [[float(side) for side in box] for box in found or []] for frame, found in frames.items()}
     except FileNotFoundError:
-        raise BoxesError(f"{path}: no boxes; {remedy}") from None
+        raise BoxesError(path, f"no boxes; {remedy}") from None
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise BoxesError(f"{path}: holds no boxes ({error}); delete it and {remedy}") from None
-    sides = [box for found in boxes.values() for box in found]
-    if not all(len(box) == 4 and np.isfinite(box).all() for box in sides) or any(frame < 0 for frame in boxes):
-        raise BoxesError(f"{path}: holds no boxes (four finite numbers each); delete it and {remedy}")
+        raise BoxesError(path, f"holds no boxes ({error}); delete it and {remedy}") from None
+    flat = [box for found in boxes.values() for box in found]
+    if not all(len(box) == 4 and np.isfinite(box).all() for box in flat) or any(frame < 0 for frame in boxes):
+        raise BoxesError(path, f"holds no boxes (four finite numbers each); delete it and {remedy}")
     return {frame: found for frame, found in boxes.items() if frame % FRAME_STEP == 0}
 
 
 def face_numbers(boxes: Boxes) -> dict[int, list[int]]:
-    """For each frame the numbers of its boxes' faces: a person keeps a number from frame to frame.
+    """Return the face numbers of each frame's boxes, so that a person keeps a number across frames.
 
-    Numbers are given in order of appearance, to larger faces first. A box goes to the face that was last seen
-    nearest to it (all of a frame together at the least total distance), but not farther from it than the
-    larger one's longer side; else it is a new face.
+    Numbers count up in order of appearance, larger faces first. The boxes of a frame are assigned to the faces last
+    seen nearest to them (least total distance), but no farther away than the longer side of the larger box; a box
+    without such a face is a new one.
     """
-    last: list[np.ndarray] = []
+    last_seen: list[np.ndarray] = []
     numbers = {}
     for frame in sorted(boxes):
         found = [np.asarray(box) for box in boxes[frame]]
-        assigned = dict(_matches(found, last))
+        assigned = dict(_assign(found, last_seen))
         for index, box in enumerate(found):
             if index not in assigned:
-                assigned[index] = len(last)
-                last.append(box)
-            last[assigned[index]] = box
+                assigned[index] = len(last_seen)
+                last_seen.append(box)
+            last_seen[assigned[index]] = box
         numbers[frame] = [int(assigned[index]) for index in range(len(found))]
     return numbers
 
 
-def _matches(boxes: list[np.ndarray], faces: list[np.ndarray]) -> list[tuple[int, int]]:
-    """Pairs of indices, into boxes and into faces, of what belongs together."""
-    from scipy.optimize import linear_sum_assignment  # takes long to load, and few stages come here
+def overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Return the intersection over union of two boxes (xmin, ymin, xmax, ymax)."""
+    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    shared = float(np.prod(np.maximum(sides, 0)))
+    return shared / float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
 
-    apart = np.array([[_distance(box, face) for face in faces] for box in boxes]).reshape(len(boxes), len(faces))
-    pairs = zip(*linear_sum_assignment(np.minimum(apart, 1)), strict=True)
-    return [pair for pair in pairs if apart[pair] < 1]
+
+def _assign(boxes: list[np.ndarray], faces: list[np.ndarray]) -> list[tuple[int, int]]:
+    """Return pairs of indices into boxes and faces that belong together."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and few stages need it
+
+    distances = np.array([[_distance(box, face) for face in faces] for box in boxes]).reshape(len(boxes), len(faces))
+    pairs = zip(*linear_sum_assignment(np.minimum(distances, 1)), strict=True)
+    return [pair for pair in pairs if distances[pair] < 1]
 
 
 def _distance(box: np.ndarray, face: np.ndarray) -> float:
-    """Between the centres, in units of the larger one's longer side."""
+    """Return the distance of two boxes' centers in units of the longer side of the larger one."""
     side = max(*(box[2:] - box[:2]), *(face[2:] - face[:2]), 1.0)
-    return np.linalg.norm((box[:2] + box[2:]) / 2 - (face[:2] + face[2:]) / 2) / side
+    return float(np.linalg.norm((box[:2] + box[2:]) / 2 - (face[:2] + face[2:]) / 2) / side)

@@ -31,7 +31,7 @@ class MarginCrop:
 
 @dataclass(frozen=True)
 class SquareCrop:
-    """A square with `side` times the height of the face's box, centred across, `center` heights below its top."""
+    """A square with `side` times the height of the face's box, centered across, `center` heights below its top."""
 
     kind: ClassVar[str] = "square"
     side: float

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preprocessing.errors import ReportedError
-from preprocessing.video import VIDEO_SUFFIXES
+from common.errors import UserError
+from common.text import abbreviate
+from preprocessing.layout import VIDEO_SUFFIXES
 
 LONGEST_NAME = 200  # bytes: results' names are a little longer than the video's, and 255 is the most
 CELEB_DF_TESTS = "List_of_testing_videos.txt"
 PART = re.compile(r"dfdc_train_part_(\d+)")
 
 
-class DatasetError(ReportedError):
+class DatasetError(UserError):
     """A folder that is no dataset. The message says what was looked for."""
 
 
@@ -61,36 +62,45 @@ class Dataset:
 
 
 def read_dataset(root: Path, layout: str = "auto") -> Dataset:
-    """Read a dataset; `auto` finds out the layout. Raises DatasetError where there is no such dataset."""
+    """Read a dataset; `auto` detects its layout. Raises DatasetError."""
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder")
-    marks = {
-        "dfdc": any(PART.fullmatch(path.name) for path in root.iterdir()),
-        "ffpp": (root / "original_sequences").is_dir(),
-        "celebdf": (root / "Celeb-real").is_dir(),
-    }
-    found = [name for name, there in marks.items() if there and layout in ("auto", name)]
-    if len(found) != 1:
-        what = f"holds several datasets; choose one with --layout {'|'.join(found)}" if found else (
-            "holds no dataset: neither dfdc_train_part_*/ (dfdc) nor original_sequences/ (ffpp) nor Celeb-real/ "
-            "(celebdf)" if layout == "auto" else f"holds no dataset of the layout {layout}"
-        )  # fmt: skip
-        raise DatasetError(f"{root}: {what}")
-    dataset = Dataset(found[0])
-    for video in LAYOUTS[found[0]](root, dataset):
+    dataset = Dataset(detect_layout(root) if layout == "auto" else layout)
+    if not _has_layout(root, dataset.layout):
+        raise DatasetError(f"{root}: has no dataset of the layout {layout}. Choose another --layout or folder")
+    for video in LAYOUTS[dataset.layout](root, dataset):
         if video.id in dataset.videos:
-            dataset.report("ids given to several videos, of which the first counts", str(video.path.relative_to(root)))
+            dataset.report("videos with the id of an earlier one, ignored", str(video.path.relative_to(root)))
         else:
             dataset.videos[video.id] = video
     if not dataset.videos:
-        problems = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in dataset.problems.items())
-        raise DatasetError(f"{root}: holds no videos that can be used ({problems or 'it is empty'})")
+        problems = "; ".join(f"{kind}: {abbreviate(names, 5)}" for kind, names in dataset.problems.items())
+        raise DatasetError(f"{root}: has no usable videos ({problems or 'it is empty'})")
     for video in dataset.videos.values():
         if video.fake and not dataset.original_of(video):
             dataset.report("fakes without a real original in the dataset", f"{video.id} (of {video.original})")
         if not video.path.is_file():
-            dataset.report("videos listed, but not there", str(video.path.relative_to(root)))
+            dataset.report("videos listed but not found", str(video.path.relative_to(root)))
     return dataset
+
+
+def detect_layout(root: Path) -> str:
+    """Return the layout of the one dataset in a folder. Raises DatasetError."""
+    found = [layout for layout in LAYOUTS if _has_layout(root, layout)]
+    if not found:
+        raise DatasetError(
+            f"{root}: has no dataset: neither dfdc_train_part_*/ (dfdc) nor original_sequences/ (ffpp) nor "
+            "Celeb-real/ (celebdf)"
+        )
+    if len(found) > 1:
+        raise DatasetError(f"{root}: has several datasets. Choose one with --layout {'|'.join(found)}")
+    return found[0]
+
+
+def _has_layout(root: Path, layout: str) -> bool:
+    if layout == "dfdc":
+        return any(PART.fullmatch(path.name) for path in root.iterdir())
+    return (root / {"ffpp": "original_sequences", "celebdf": "Celeb-real"}[layout]).is_dir()
 
 
 def description_files(root: Path) -> list[Path]:

@@ -1,103 +1,79 @@
-"""Stage 1: find the faces of the real videos, on every 10th frame.
+"""Stage 1: detect faces with MTCNN on every 10th frame of each real video.
 
     python preprocessing/detect_original_faces.py --root-dir DATA_ROOT
 
-writes DATA_ROOT/bboxes/<video id>.json: frame number -> list of [xmin, ymin, xmax, ymax], in pixels of the
-full frame, largest first, or null where no face is. A frame that cannot be decoded is not in it.
+writes DATA_ROOT/bboxes/<video>.json: frame number -> list of [xmin, ymin, xmax, ymax] in pixels of the full frame,
+largest first, or null where no face is found. Frames that cannot be decoded are missing from the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command
-from preprocessing.boxes import write_boxes
-from preprocessing.jobs import Job, Outcome, StageError
-from preprocessing.video import FRAME_STEP, Clip, iter_frames
+from common import cli
+from common.jobs import Job, Outcome
+from common.text import abbreviate
+from preprocessing import stage
+from preprocessing.boxes import Boxes, write_boxes
+from preprocessing.layout import BBOXES, FRAME_STEP
+from preprocessing.video import Clip, iter_frames
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from preprocessing.faces import Face, FaceDetector
-
-OUTPUT = "bboxes"
 VERSION = 1
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__)
-    command.add_run_arguments(parser)
-    parser.add_argument(
-        "--detector-scale",
-        type=command.detector_scale,
-        default="auto",
-        help="scale of the detector's input: auto (by the frame's size) or a number; the released checkpoints "
-        "were trained with 0.5",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    return parser
+    """Make the parser of the command line."""
+    return stage.make_parser(__doc__)
 
 
 def main(args: argparse.Namespace) -> int:
-    dataset = command.load(args)
-    output = args.root_dir / OUTPUT
-    todo = []
-    for video in dataset.videos.values():
-        if not video.fake:
-            path = output / f"{video.id}.json"
-            todo.append(Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device)))
+    """Detect the faces of all real videos. Return the exit status."""
+    root = stage.data_root(args)
+    jobs = [
+        Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device))
+        for video in stage.load_dataset(args).videos.values()
+        if not video.fake
+        for path in [root.boxes(video.id)]
+    ]
     settings = {"stage": Path(__file__).stem, "version": VERSION, "detector_scale": args.detector_scale}
-    return command.run_stage(args, detect, todo, output, settings)
+    return stage.run_jobs(args, detect, jobs, args.root_dir / BBOXES, settings)
 
 
 def detect(path: Path, output: Path, scale: float | str, device: str) -> Outcome:
     """Write the boxes of one clip."""
-    detector = get_detector("originals", None if scale == "auto" else scale, device)
     clip = Clip(path)
     wanted = range(0, clip.total, FRAME_STEP)
-    boxes = {}
-    frames = iter_frames(clip, wanted)
-    while group := list(itertools.islice(frames, detector.batch)):
-        found = find_faces(detector, [frame.image for frame in group])
-        boxes |= {frame.index: [face.box.tolist() for face in faces] for frame, faces in zip(group, found, strict=True)}
+    boxes = find_boxes(clip, wanted, scale, device)
     lost = sorted(set(wanted) - boxes.keys())
     if not boxes:
-        return Outcome("unreadable", f"{path}: no frame can be decoded; it is damaged, fetch it again")
+        return Outcome("unreadable", f"{path}: no frame can be decoded. The file is damaged, download it again")
     write_boxes(output, boxes)
-    total = sum(map(len, boxes.values()))
-    notes = [f"cannot be decoded: frames {command.some([str(frame) for frame in lost])}"] if lost else []
+    faces = sum(map(len, boxes.values()))
+    notes = [f"cannot be decoded: frames {abbreviate([str(frame) for frame in lost])}"] if lost else []
     if clip.lost:
-        notes.append(f"cut off: {clip.total} of {clip.total + clip.lost} frames are there")
-    counts = {"frames": len(boxes), "faces": total, "lost_frames": len(lost) + clip.lost}
-    return Outcome("ok" if total else "no_face", "; ".join(notes), counts)
+        notes.append(f"truncated: has {clip.total} of {clip.total + clip.lost} frames")
+    counts = {"frames": len(boxes), "faces": faces, "lost_frames": len(lost) + clip.lost}
+    return Outcome("ok" if faces else "no_face", "; ".join(notes), counts)
 
 
-@functools.cache
-def get_detector(preset: str, scale: float | None, device: str) -> FaceDetector:
-    """This process's FaceDetector. PyTorch is loaded here, where it is needed: it takes seconds."""
-    from preprocessing.device import choose_device
-    from preprocessing.faces import FaceDetector
+def find_boxes(clip: Clip, wanted: range, scale: float | str, device: str) -> Boxes:
+    """Return the boxes of the wanted frames that can be decoded."""
+    from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
 
-    return FaceDetector(preset, choose_device(device), scale)
-
-
-def find_faces(detector: FaceDetector, images: list[np.ndarray]) -> list[list[Face]]:
-    """`detector.detect`. Raises StageError where the device's memory does not suffice."""
-    from torch import OutOfMemoryError
-
-    try:
-        return detector.detect(images)
-    except OutOfMemoryError:
-        raise StageError("the device's memory does not suffice; lower --workers, or take --device cpu") from None
+    detector = get_detector("originals", None if scale == "auto" else float(scale), device)
+    frames = iter_frames(clip, wanted)
+    boxes = {}
+    while batch := list(itertools.islice(frames, detector.batch)):
+        for frame, faces in zip(batch, find_faces(detector, [frame.image for frame in batch]), strict=True):
+            boxes[frame.index] = [face.box.tolist() for face in faces]
+    return boxes
 
 
 if __name__ == "__main__":
-    command.main(main, get_args_parser())
+    cli.main(main, get_args_parser(), resumable=True)

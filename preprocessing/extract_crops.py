@@ -1,20 +1,19 @@
-"""Stage 2: cut the faces out of all videos; a fake with the boxes of its original.
+"""Stage 2: crop the faces of all videos, those of a fake with the boxes of its original.
 
     python preprocessing/extract_crops.py --root-dir DATA_ROOT [--crops-dir crops] [--preview N]
 
-writes DATA_ROOT/crops/<video id>/<frame>_<face>.png, with a margin of one third of the box on each side. A
-face keeps its number from frame to frame. Frames are those of the original: where a fake has another frame
-rate or lost frames, its frame of the same time is cropped under the original's number; where it has another
-size, the boxes are scaled. What of this happened stands in the clip's record.
+writes DATA_ROOT/crops/<video>/<frame>_<face>.png with a margin of one third of the box on each side. A person keeps
+a face number across frames. Frame numbers are the original's: where a fake has another frame rate or has lost frames,
+its frame of the same time is cropped; where it has another size, the boxes are scaled. The clip's record tells when
+this happened.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -24,121 +23,95 @@ import numpy as np
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command
-from preprocessing.boxes import face_numbers, read_boxes
+from common import cli
+from common.files import atomic_folder
+from common.jobs import Job, Outcome
+from preprocessing import stage
+from preprocessing.boxes import Boxes, face_numbers, read_boxes
+from preprocessing.contact_sheet import Sample
 from preprocessing.crops import MarginCrop, cut
-from preprocessing.detect_original_faces import OUTPUT as BBOXES
-from preprocessing.images import encode_image, image_name, read_image
-from preprocessing.jobs import Job, Outcome
-from preprocessing.output import whole_folder
-from preprocessing.video import FRAME_STEP, Clip, VideoError, iter_frames
+from preprocessing.dataset import Dataset
+from preprocessing.frame_matching import match_frames, matching_times
+from preprocessing.images import encode_image, read_image
+from preprocessing.layout import FRAME_STEP, DataRoot, crop_name
+from preprocessing.video import Clip, VideoError, iter_frames
 
 VERSION = 1
-# Frames of an original and a fake are of the same time if they are apart by no more than this share of the
-# time between two frames.
-SAME_TIME = 0.25
-# Frame rates that differ by no more than this share are one rate.
+# Frame rates that differ by at most this share count as equal.
 SAME_RATE = 0.01
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__)
-    command.add_run_arguments(parser, preview=True)
-    command.add_crops_dir(parser)
-    return parser
+    """Make the parser of the command line."""
+    return stage.make_parser(__doc__)
 
 
 def main(args: argparse.Namespace) -> int:
-    dataset = command.load(args)
-    bboxes, crops = args.root_dir / BBOXES, args.root_dir / args.crops_dir
-    todo = []
+    """Crop the faces of all videos. Return the exit status."""
+    dataset, root = stage.load_dataset(args), stage.data_root(args)
+    boxes_files = root.boxes("*").parent.glob("*.json")
+    stray = {path.stem: Outcome("no_video", str(path)) for path in boxes_files if path.stem not in dataset.videos}
+    settings = {"stage": Path(__file__).stem, "version": VERSION}
+    output = args.root_dir / args.crops_dir
+
+    def sample(path: Path) -> Sample:
+        image, clip = read_image(path), path.parent.name
+        label = "FAKE" if dataset.videos[clip].fake else "REAL"
+        return Sample(f"{label} {clip}/{path.stem}", [image], [f"{image.shape[1]}x{image.shape[0]}"])
+
+    return stage.run_jobs(args, extract, make_jobs(dataset, root), output, settings, sample, extra=stray)
+
+
+def make_jobs(dataset: Dataset, root: DataRoot) -> list[Job]:
+    """Return one job per video."""
+    jobs = []
     for video in dataset.videos.values():
         source = dataset.original_of(video) if video.fake else video
-        boxes = bboxes / f"{source.id}.json" if source else None
+        boxes = root.boxes(source.id) if source else None
         original = source.path if source and video.fake else None
         inputs = (video.path, *(path for path in (boxes, original) if path))
-        todo.append(Job(video.id, inputs, crops / video.id, (video.path, boxes, original, crops / video.id)))
-    known = {video.id for video in dataset.videos.values()}
-    stray = {path.stem: Outcome("no_video", str(path)) for path in bboxes.glob("*.json") if path.stem not in known}
-    settings = {"stage": Path(__file__).stem, "version": VERSION}
-    return command.run_stage(args, extract, todo, crops, settings, lambda path: [read_image(path)], others=stray)
+        output = root.crops(video.id)
+        jobs.append(Job(video.id, inputs, output, (video.path, boxes, original, output)))
+    return jobs
 
 
 def extract(path: Path, boxes_path: Path | None, original: Path | None, output: Path) -> Outcome:
-    """Write the crops of one clip; `original` is given for a fake."""
+    """Write the crops of one clip.
+
+    Args:
+        path: the clip.
+        boxes_path: boxes of the clip or, for a fake, of its original; None if the original is not in the dataset.
+        original: the original of a fake; None for a real video.
+        output: folder to write.
+    """
     if boxes_path is None:
-        return Outcome("no_original", f"{path}: its original is not in the dataset, so no boxes are known")
-    clip = Clip(path)
-    boxes = read_boxes(boxes_path)
-    numbers = face_numbers(boxes)
-    size, frames, notes = None, {frame: frame for frame in boxes if frame < clip.total}, []
-    if original:
-        source = _reference(original)
-        size, clock = source.size, common_clock(source.times, clip.times)
-        frames = matching_frames(sorted(boxes), source.times, clip.times)
-        if clip.total != len(source.times) or len(frames) < len(boxes) or abs(clip.rate / source.rate - 1) > SAME_RATE:
-            notes.append(
-                f"{clip.total} frames at {float(clip.rate):.4g} a second, its original {len(source.times)} at "
-                f"{float(source.rate):.4g}: {len(frames)} of {len(boxes)} matched by "
-                f"{'number' if clock is None else 'time'}"
-            )
-    crops = decoded = 0
-    with whole_folder(output) as folder:
-        for frame in iter_frames(clip, frames):
+        return Outcome("no_original", f"{path}: its original is not in the dataset, so there are no boxes for it")
+    clip, boxes = Clip(path), read_boxes(boxes_path)
+    plan = plan_crops(clip, boxes, read_reference(original) if original else None)
+    notes = [plan.note] if plan.note else []
+    decoded = crops = 0
+    with atomic_folder(output) as folder:
+        for frame in iter_frames(clip, plan.frames):
             decoded += 1
-            height, width = frame.image.shape[:2]
-            ratio = np.divide((width, height), size or (width, height))
-            if decoded == 1 and (ratio != 1).any():
-                notes.append(f"{width}x{height}, its original {size[0]}x{size[1]}: boxes scaled")
-            name = frames[frame.index]
-            for number, box in zip(numbers[name], boxes[name], strict=True):
-                crop = cut(frame.image, MarginCrop().window(np.multiply(box, np.tile(ratio, 2))))
-                if crop is not None:
-                    crops += 1
-                    (folder / image_name(name, number)).write_bytes(encode_image(crop))
-    if decoded < len(frames):
-        notes.append(f"{len(frames) - decoded} frames cannot be decoded")
-    counts = {"frames": decoded, "crops": crops}
-    return Outcome("ok" if crops else "no_face", "; ".join(notes), counts)
-
-
-def matching_frames(wanted: Iterable[int], original: list[float], fake: list[float]) -> dict[int, int]:
-    """Frame of the fake -> frame of its original, for those of the wanted frames that both have.
-
-    `original`, `fake`: times of the frames in seconds, by index.
-    """
-    wanted = [frame for frame in wanted if frame < len(original)]
-    clock = common_clock(original, fake)
-    if clock is None:
-        return {frame: frame for frame in wanted if frame < len(fake)}
-    apart = {frame: np.abs(clock - (original[frame] - original[0])) for frame in wanted}
-    allowed = SAME_TIME * min(_interval(original), _interval(fake))
-    return {int(away.argmin()): frame for frame, away in apart.items() if away.min() <= allowed}
-
-
-def common_clock(original: list[float], fake: list[float]) -> np.ndarray | None:
-    """The fake's times since the original's first frame; None if frames correspond by their number.
-
-    They correspond by time where the durations agree better than the numbers of frames: then the fake has another
-    frame rate, or lost frames.
-    """
-    if min(len(original), len(fake)) < 2:
-        return None
-    since = np.subtract(fake, fake[0])
-    late = (fake[0] - original[0]) / _interval(fake)  # in frames
-    if 1 <= round(late) <= len(original) - len(fake) and abs(late - round(late)) <= SAME_TIME:
-        since = np.subtract(fake, original[0])  # it lost its first frames
-    durations = abs(math.log(since[-1] / (original[-1] - original[0])))
-    counts = abs(math.log((len(fake) - 1) / (len(original) - 1)))
-    return since if durations < counts - 1e-9 else None
-
-
-def _interval(times: list[float]) -> float:
-    return (times[-1] - times[0]) / (len(times) - 1)
+            number, size = plan.frames[frame.index], frame.image.shape[1::-1]
+            if decoded == 1 and plan.size not in (None, size):
+                notes.append(f"{_by(size)}, its original {_by(plan.size)}: boxes are scaled")
+            for face, crop in cut_faces(frame.image, plan.faces[number], plan.size):
+                (folder / crop_name(number, face)).write_bytes(encode_image(crop))
+                crops += 1
+    if decoded < len(plan.frames):
+        notes.append(f"{len(plan.frames) - decoded} frames cannot be decoded")
+    return Outcome("ok" if crops else "no_face", "; ".join(notes), {"frames": decoded, "crops": crops})
 
 
 class Reference(NamedTuple):
-    """What a fake's crops need to know of its original: size (width, height) in pixels, frames' times, frame rate."""
+    """What the crops of a fake depend on in its original.
+
+    Attributes:
+        size: (width, height) in pixels.
+        times: times of the frames in seconds.
+        rate: frames per second.
+    """
 
     size: tuple[int, int]
     times: list[float]
@@ -146,13 +119,66 @@ class Reference(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _reference(original: Path) -> Reference:
+def read_reference(original: Path) -> Reference:
+    """Read what a fake's crops need to know about its original. Raises VideoError."""
     clip = Clip(original)
     first = next(iter_frames(clip, range(0, clip.total, FRAME_STEP)), None)
     if first is None:
-        raise VideoError(original, "no frame can be decoded; it is damaged, fetch it again")
-    return Reference(first.image.shape[1::-1], clip.times, clip.rate)
+        raise VideoError(original, "no frame can be decoded. The file is damaged, download it again")
+    height, width = first.image.shape[:2]
+    return Reference((width, height), clip.times, clip.rate)
+
+
+class Plan(NamedTuple):
+    """Which frames of a clip are cropped and where.
+
+    Attributes:
+        frames: frame of the clip -> frame number in the names of the crops.
+        faces: frame number in the names -> (face number, box) of each face.
+        size: (width, height) of the frames that the boxes are from, if not the clip's own.
+        note: how the frames were matched, where that needs saying.
+    """
+
+    frames: dict[int, int]
+    faces: Mapping[int, list[tuple[int, list[float]]]]
+    size: tuple[int, int] | None = None
+    note: str = ""
+
+
+def plan_crops(clip: Clip, boxes: Boxes, reference: Reference | None) -> Plan:
+    """Decide which frames of a clip are cropped; `reference` is the original of a fake."""
+    numbers = face_numbers(boxes)
+    faces = {frame: list(zip(numbers[frame], boxes[frame], strict=True)) for frame in boxes}
+    if reference is None:
+        return Plan({frame: frame for frame in boxes if frame < clip.total}, faces)
+    frames = match_frames(sorted(boxes), reference.times, clip.times)
+    total = len(reference.times)
+    same_rate = abs(clip.rate / reference.rate - 1) <= SAME_RATE
+    if clip.total == total and len(frames) == len(boxes) and same_rate:
+        return Plan(frames, faces, reference.size)
+    how = "number" if matching_times(reference.times, clip.times) is None else "time"
+    note = (
+        f"{clip.total} frames at {float(clip.rate):.4g} per second, its original {total} at "
+        f"{float(reference.rate):.4g}: {len(frames)} of {len(boxes)} matched by {how}"
+    )
+    return Plan(frames, faces, reference.size, note)
+
+
+def cut_faces(
+    image: np.ndarray, faces: list[tuple[int, list[float]]], size: tuple[int, int] | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the face number and the crop of each face within the frame. `size`: the frame size the boxes refer to."""
+    height, width = image.shape[:2]
+    scale = np.tile(np.divide((width, height), size or (width, height)), 2)
+    for number, box in faces:
+        crop = cut(image, MarginCrop().window(np.multiply(box, scale)))
+        if crop is not None:
+            yield number, crop
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
 
 
 if __name__ == "__main__":
-    command.main(main, get_args_parser())
+    cli.main(main, get_args_parser(), resumable=True)

@@ -1,7 +1,8 @@
-"""Faces in frames: MTCNN (Zhang et al. 2016, the networks and weights of facenet-pytorch)."""
+"""Face detection with MTCNN (Zhang et al., 2016; networks and weights of facenet-pytorch)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -11,28 +12,30 @@ import torch
 from facenet_pytorch import MTCNN
 from torch.nn.functional import interpolate
 
-# Score thresholds of MTCNN's three networks, by use (the winning solution's).
+from common.device import choose_device
+from common.jobs import StageError
+from preprocessing.detector_scale import scale_for
+
+# Thresholds of MTCNN's three networks by use, from the winning solution.
 THRESHOLDS = {
     "inference": (0.7, 0.8, 0.8),
     "originals": (0.85, 0.95, 0.95),
     "landmarks": (0.65, 0.75, 0.75),
 }
-# Scale of the detector's input by the wider side of the frame: the last row that it exceeds counts.
-SCALES = ((0, 2.0), (299, 1.0), (1000, 0.5), (1900, 0.33))
-# The smallest face that the detector looks for, in pixels of its input. Smaller inputs hold none.
+# Smallest face to detect, in pixels of the detector's input.
 MIN_FACE = 20
-# Frames a detector call. A batch lets boxes of different frames share one suppression of overlaps, where ties
-# may fall another way than in a frame alone (1 of 100 boxes moved by some pixels): on a CPU, where a batch
-# saves little, there is none.
+# Frames per detector call. The frames of a batch share one non-maximum suppression, in which ties can resolve
+# differently (1 in 100 boxes moved by some pixels). On a CPU, batches save little, so frames are processed one by one.
 BATCH = {"cpu": 1, "cuda": 32}
 
 
 class Face(NamedTuple):
     """A face in a frame.
 
-    box: (xmin, ymin, xmax, ymax), float32, in pixels of the full frame; may reach over its edge.
-    probability: the detector's, 0 to 1.
-    points: left eye, right eye, nose, left and right mouth corner; float32 (5, 2), (x, y) in pixels of the full frame.
+    Attributes:
+        box: (xmin, ymin, xmax, ymax), float32, in pixels of the full frame; may extend beyond it.
+        probability: the detector's confidence, 0 to 1.
+        points: left eye, right eye, nose, left and right mouth corner: float32 (5, 2), (x, y) in pixels of the frame.
     """
 
     box: np.ndarray
@@ -40,16 +43,17 @@ class Face(NamedTuple):
     points: np.ndarray
 
 
-def detector_scale(width: int, height: int) -> float:
-    """How much a frame of this size in pixels is scaled for the detector."""
-    return [scale for above, scale in SCALES if max(width, height) > above][-1]
-
-
 class FaceDetector:
-    """MTCNN on a device, with a preset of THRESHOLDS and either the scale rule or a constant `scale`."""
+    """MTCNN on a device.
+
+    Args:
+        preset: key of THRESHOLDS.
+        device: device of the networks; Apple's GPUs are replaced by the CPU.
+        scale: scale of the input; None chooses it by the size of the frame.
+    """
 
     def __init__(self, preset: str = "inference", device: str | torch.device = "cpu", scale: float | None = None):
-        # MTCNN's pooling to sizes that do not divide is not there on Apple's GPUs.
+        # PyTorch has no adaptive pooling to sizes that do not divide the input on Apple's GPUs.
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.scale = scale
         self.batch = BATCH.get(self.device.type, 1)
@@ -64,13 +68,13 @@ class FaceDetector:
             self.mtcnn.to(memory_format=torch.channels_last)
 
     def shrink(self, image: np.ndarray) -> np.ndarray:
-        """The detector's input for a frame (height, width, 3) uint8: resized by the bicubic filter, antialiased.
+        """Return the detector's input for a frame (height, width, 3) uint8: resized with an antialiased bicubic filter.
 
-        PyTorch's is Pillow's, which the published code uses, but for a grey level in places at scale 0.33, in a fifth
-        of the time.
+        The published code uses Pillow's filter. PyTorch's takes a fifth of the time and differs by at most one gray
+        level, in places and at scale 0.33 only.
         """
         height, width = image.shape[:2]
-        scale = self.scale or detector_scale(width, height)
+        scale = self.scale or scale_for(width, height)
         if scale == 1:
             return image
         size = max(1, int(height * scale)), max(1, int(width * scale))
@@ -78,9 +82,11 @@ class FaceDetector:
         return interpolate(planes, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
     def detect(self, frames: Sequence[np.ndarray], shrunk: Sequence[np.ndarray] | None = None) -> list[list[Face]]:
-        """The faces of each frame (RGB uint8, height x width x 3), largest first.
+        """Return the faces of each frame, largest first.
 
-        `shrunk` are the same frames after `shrink`, where the caller has them already.
+        Args:
+            frames: RGB uint8 (height, width, 3).
+            shrunk: the frames after `shrink`, if the caller has them already.
         """
         shrunk = shrunk or [self.shrink(frame) for frame in frames]
         faces = []
@@ -93,10 +99,10 @@ class FaceDetector:
         return faces
 
     def _detect(self, batch: np.ndarray, ratio: np.ndarray) -> list[list[Face]]:
-        """Faces of a batch of inputs of one size; coordinates times `ratio` (x, y) are those of the full frame."""
+        """Detect faces in inputs of one size; `ratio` (x, y) converts coordinates to pixels of the full frame."""
         if min(batch.shape[1:3]) < MIN_FACE:
             return [[] for _ in batch]
-        # In planes of one colour: that makes the pyramid of sizes faster.
+        # Channels first in memory makes the image pyramid faster.
         planes = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             found = zip(*self.mtcnn.detect(planes.permute(0, 2, 3, 1), landmarks=True), strict=True)
@@ -105,8 +111,22 @@ class FaceDetector:
             if boxes is None:
                 faces.append([])
                 continue
-            # MTCNN's arrays are of objects where all frames of a batch have as many faces.
+            # MTCNN returns object arrays where all frames of a batch have the same number of faces.
             boxes = boxes.astype(np.float32) * np.tile(ratio, 2)
             points = points.astype(np.float32) * ratio
             faces.append([Face(*face) for face in zip(boxes, map(float, probabilities), points, strict=True)])
         return faces
+
+
+@functools.cache
+def get_detector(preset: str, scale: float | None, device: str) -> FaceDetector:
+    """Return this process's FaceDetector."""
+    return FaceDetector(preset, choose_device(device), scale)
+
+
+def find_faces(detector: FaceDetector, images: list[np.ndarray]) -> list[list[Face]]:
+    """Return `detector.detect(images)`. Raises StageError if the device runs out of memory."""
+    try:
+        return detector.detect(images)
+    except torch.OutOfMemoryError:
+        raise StageError("the device is out of memory. Lower --workers or use --device cpu") from None

@@ -1,13 +1,13 @@
-"""Stage 5: list all crops with their label and fold.
+"""Stage 5: list all crops with their labels and folds.
 
     python preprocessing/generate_folds.py --root-dir DATA_ROOT [--out FILE] [--n-splits 16] [--seed 777]
 
-writes folds.csv with the columns video, file, label (1 = fake), original (of a real video: itself), frame, fold;
-the order of the rows is drawn with the seed. A fake and its original are in one fold.
+writes folds.csv with the columns video, file, label (1 = fake), original (of a real video: its own id), frame, fold.
+The row order is shuffled with the seed. A fake and its original are always in the same fold.
 
-DFDC's 50 parts are cut into runs of equal length, of which the last takes what is left: with 16 folds, fold 0
-is parts 0 to 2. Other datasets: official validation videos are fold 0, official test videos fold -1, and the
-rest is dealt to the other folds by the seed, videos of one person or pair of persons together.
+DFDC's 50 parts are cut into runs of equal length, the last of which takes the remainder: with 16 folds, fold 0 is
+parts 0 to 2. In other datasets, official validation videos are fold 0, official test videos are fold -1, and the rest
+is distributed over the other folds by the seed, keeping the videos of one person or pair of persons together.
 """
 
 from __future__ import annotations
@@ -24,93 +24,88 @@ import numpy as np
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from preprocessing import command
+from common import cli
+from common.files import atomic_file, make_folder
+from common.jobs import Outcome, StageError
+from preprocessing import stage
 from preprocessing.dataset import Dataset, Video
-from preprocessing.images import FaceImage, ImageError, image_name, list_images
-from preprocessing.jobs import Outcome, StageError
-from preprocessing.output import make_folder, whole_file
+from preprocessing.images import FaceImage, ImageError, list_images
+from preprocessing.layout import FOLDS_COLUMNS, FOLDS_CSV, crop_name
 
-COLUMNS = ("video", "file", "label", "original", "frame", "fold")
 PARTS = 50
 N_SPLITS = 16
 SEED = 777
-HOLDOUT = 0
-TEST = -1
+HOLDOUT_FOLD, TEST_FOLD = 0, -1
 
 log = logging.getLogger(__name__)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__)
-    command.add_crops_dir(parser)
-    parser.add_argument("--out", type=Path, help="CSV to write (default: folds.csv in the root folder)")
-    parser.add_argument("--n-splits", type=command.positive, default=N_SPLITS, help="number of folds")
-    parser.add_argument("--seed", type=command.not_negative, default=SEED, help="of the order of the rows")
+    """Make the parser of the command line."""
+    parser = stage.make_parser(__doc__)
+    parser.add_argument("--out", type=Path, help="CSV to write (default: DATA_ROOT/folds.csv)")
+    parser.add_argument("--n-splits", type=cli.positive, default=N_SPLITS, help="number of folds")
+    parser.add_argument("--seed", type=cli.not_negative, default=SEED, help="random seed of the row order")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    dataset = command.load(args)
+    """Write the list of crops. Return the exit status."""
+    dataset, root = stage.load_dataset(args), stage.data_root(args)
     folds = assign_folds(dataset, args.n_splits, args.seed)
     check_folds(dataset, folds)
     videos = list(dataset.videos.values())
-    outcomes, rows = {}, array("i")
+    outcomes, rows = {}, array("i")  # of video number, frame and face: DFDC has millions of crops
     for number, video in enumerate(videos):
-        crops = list_crops(args.root_dir / args.crops_dir, video)
-        outcomes[video.id] = outcome(dataset, video, crops)
+        crops = list_crops(root.crops(video.id))
+        outcomes[video.id] = outcome_of(dataset, video, crops)
         for crop in crops or []:
             rows.extend((number, crop.frame, crop.face))
     if not rows:
-        raise StageError(f"{args.root_dir / args.crops_dir}: no crops of the dataset's videos; run extract_crops.py")
-    out = args.out or args.root_dir / "folds.csv"
-    make_folder(out.parent)
-    with whole_file(out) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for number, frame, face in np.random.default_rng(args.seed).permutation(np.reshape(rows, (-1, 3))):
-            video = videos[number]
-            crop = (video.id, image_name(frame, face), int(video.fake), video.original or video.id, frame)
-            writer.writerow((*crop, folds[video.id]))
-    print(contents([(folds[video.id], video.fake, outcomes[video.id]) for video in videos], args.n_splits))
-    return command.finish(outcomes, "they have no crops; see what extract_crops.py said of them")
+        raise StageError(f"{root.crops('')}: no crops of the dataset's videos. Run extract_crops.py")
+    shuffled = np.random.default_rng(args.seed).permutation(np.reshape(rows, (-1, 3)))
+    write_folds(args.out or args.root_dir / FOLDS_CSV, videos, folds, shuffled)
+    print(format_contents([(folds[video.id], video.fake, outcomes[video.id]) for video in videos], args.n_splits))
+    return stage.report(outcomes, "They have no crops; see the messages of extract_crops.py")
 
 
 def assign_folds(dataset: Dataset, n_splits: int, seed: int) -> dict[str, int]:
-    """The fold of each video, by id."""
+    """Return the fold of each video by id. Raises StageError."""
     videos = dataset.videos.values()
     if dataset.layout == "dfdc":
         if n_splits > PARTS:
-            raise StageError(f"--n-splits {n_splits}: there are {PARTS} parts to divide")
+            raise StageError(f"--n-splits {n_splits}: there are only {PARTS} parts. Choose a smaller number")
         return {video.id: min(int(video.group) // (PARTS // n_splits), n_splits - 1) for video in videos}
     first = int(any(video.split == "val" for video in videos) and n_splits > 1)
     groups = np.random.default_rng(seed).permutation(sorted({video.group for video in videos}))
-    dealt = {group: first + number % (n_splits - first) for number, group in enumerate(groups.tolist())}
-    official = {"val": HOLDOUT, "test": TEST}
-    return {video.id: official.get(video.split, dealt[video.group]) for video in videos}
+    assigned = {group: first + number % (n_splits - first) for number, group in enumerate(groups.tolist())}
+    official = {"val": HOLDOUT_FOLD, "test": TEST_FOLD}
+    return {video.id: official.get(video.split or "", assigned[video.group]) for video in videos}
 
 
 def check_folds(dataset: Dataset, folds: dict[str, int]) -> None:
-    """Raises StageError where fakes of one original, or they and it, are in several folds; an official split may."""
+    """Check that an original and its fakes share a fold. Raises StageError; official splits may separate them."""
     fold_of: dict[str, int] = {}
-    divided = 0
+    separated = 0
     for video in dataset.videos.values():
-        together = fold_of.setdefault(video.original or video.id, folds[video.id])
-        if folds[video.id] != together and dataset.layout == "dfdc":
-            raise StageError(f"{video.path}: is in fold {folds[video.id]}, others of its original in {together}")
-        divided += folds[video.id] != together
-    if divided:
-        log.warning("%d videos are in another fold than others of their original, by the official split", divided)
+        expected = fold_of.setdefault(video.original or video.id, folds[video.id])
+        if folds[video.id] != expected and dataset.layout == "dfdc":
+            raise StageError(f"{video.path}: is in fold {folds[video.id]}, other videos of its original in {expected}")
+        separated += folds[video.id] != expected
+    if separated:
+        log.warning("%d videos are in another fold than others of their original, by the official split", separated)
 
 
-def list_crops(crops: Path, video: Video) -> list[FaceImage] | None:
-    """None where the folder of the video's crops is not there."""
+def list_crops(folder: Path) -> list[FaceImage] | None:
+    """Return a video's crops; None if it has no folder of crops."""
     try:
-        return list_images(crops / video.id)
+        return list_images(folder)
     except ImageError:
         return None
 
 
-def outcome(dataset: Dataset, video: Video, crops: list[FaceImage] | None) -> Outcome:
+def outcome_of(dataset: Dataset, video: Video, crops: list[FaceImage] | None) -> Outcome:
+    """Return the outcome of a video with these crops."""
     if crops:
         return Outcome("ok", counts={"rows": len(crops)})
     if crops is not None:
@@ -118,13 +113,25 @@ def outcome(dataset: Dataset, video: Video, crops: list[FaceImage] | None) -> Ou
     return Outcome("no_original" if video.fake and not dataset.original_of(video) else "no_crops")
 
 
-def contents(videos: list[tuple[int, bool, Outcome]], n_splits: int) -> str:
-    """A table of the folds that have any rows, and those that have none; `videos`: fold, fake, outcome of each."""
-    sums = {fold: [0, 0, 0] for fold, _, ended in videos if ended.counts}
-    for fold, fake, ended in videos:
-        if ended.counts:
+def write_folds(path: Path, videos: list[Video], folds: dict[str, int], rows: np.ndarray) -> None:
+    """Write folds.csv from rows (n, 3): video number, frame, face."""
+    make_folder(path.parent)
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(FOLDS_COLUMNS)
+        for number, frame, face in rows:
+            video = videos[number]
+            original = video.original or video.id
+            writer.writerow((video.id, crop_name(frame, face), int(video.fake), original, frame, folds[video.id]))
+
+
+def format_contents(videos: list[tuple[int, bool, Outcome]], n_splits: int) -> str:
+    """Format a table of the folds that have rows, and list the empty ones; `videos`: fold, fake, outcome of each."""
+    sums = {fold: [0, 0, 0] for fold, _, outcome in videos if outcome.counts}
+    for fold, fake, outcome in videos:
+        if outcome.counts:
             sums[fold][fake] += 1
-            sums[fold][2] += ended.counts["rows"]
+            sums[fold][2] += outcome.counts["rows"]
     lines = [f"{'fold':>4}{'real':>8}{'fake':>8}{'rows':>10}"]
     lines += [f"{fold:4}{real:8}{fake:8}{rows:10}" for fold, (real, fake, rows) in sorted(sums.items())]
     empty = [str(fold) for fold in range(n_splits) if fold not in sums]
@@ -132,4 +139,4 @@ def contents(videos: list[tuple[int, bool, Outcome]], n_splits: int) -> str:
 
 
 if __name__ == "__main__":
-    command.main(main, get_args_parser())
+    cli.main(main, get_args_parser())

@@ -8,7 +8,7 @@ and a `fake`: the `boxes` of every 10th frame (frame -> list of boxes), `crops` 
 number of `faces` and the `min`, `max` and `mean` of their scores by one B7 filled as in tests/golden.py.
 
 Exit status 1 where a count differs, a box is off by more than 1 pixel, a crop's shape by 2 pixels or its mean
-by 1 grey level, more than 5 % of the landmarks by 2 pixels, a diff's mean by 1 grey level, or a score by 0.02.
+by 1 gray level, more than 5 % of the landmarks by 2 pixels, a diff's mean by 1 gray level, or a score by 0.02.
 The published diffs wrap around where SSIM is negative, ours are clipped: they are compared wrapped.
 """
 
@@ -24,14 +24,14 @@ import cv2
 import numpy as np
 import torch
 
+from common.allocator import keep_freed_memory
 from inference.ensemble import Ensemble
 from inference.predictor import Predictor
-from preprocessing.allocator import keep_freed_memory
 from preprocessing.faces import FaceDetector
 from preprocessing.generate_diffs import dissimilarity
 from preprocessing.images import read_image
-from tests import golden
-from tests.datasets import REAL, fake_of, part, preprocess
+from tests.support import golden
+from tests.support.datasets import REAL, fake_of, part, preprocess
 from training.zoo import build_network
 
 SCALE = 0.5
@@ -88,7 +88,7 @@ def compare_crops(crops: Path, published: dict) -> bool:
             crop = cv2.imread(str(crops / video / f"{name}.png"))
             sizes.append(np.abs(np.subtract(crop.shape, figures["shape"])).max())
             means.append(np.abs(crop.mean((0, 1)) - figures["mean_bgr"]).max())
-    print(f"crops: {len(sizes)}, sizes off by {max(sizes)} pixels at most, means by {max(means):.2g} grey levels")
+    print(f"crops: {len(sizes)}, sizes off by {max(sizes)} pixels at most, means by {max(means):.2g} gray levels")
     return max(sizes) <= 2 and max(means) <= 1
 
 
@@ -108,7 +108,7 @@ def compare_diffs(root: Path, original: str, fake: str, published: dict) -> bool
         mask = cv2.imread(str(root / "diffs" / fake / f"{name}.png"), cv2.IMREAD_UNCHANGED)
         clipped.append(mask.mean() - figures["mean"])
     print(
-        f"diffs: {len(wrapped)}, wrapped as published means off by {max(wrapped):.2g} grey levels at most; "
+        f"diffs: {len(wrapped)}, wrapped as published means off by {max(wrapped):.2g} gray levels at most; "
         f"clipping makes them brighter by {min(clipped):.2f} to {max(clipped):.2f}"
     )
     return max(wrapped) <= 1

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import clips, golden
+from preprocessing import sample_clips
+from tests.support import golden
 from training.zoo import build_network
 
 # A shell ignores Ctrl-C for what it starts in the background, and what is ignored stays so in all programs below.
@@ -24,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def face_video(made: Path) -> Path:
     """40 frames of 480 x 360, one face in each."""
-    return clips.face_clip(made / "face.mp4")
+    return sample_clips.face_clip(made / "face.mp4")
 
 
 @pytest.fixture(scope="session")

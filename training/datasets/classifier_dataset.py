@@ -1,7 +1,7 @@
 """Crops as samples for a classifier: read, parts blacked out, augmented; or, for validation, only resized.
 
 A sample is a function of its crop and of (seed, epoch, place in the epoch): it does not matter which process, of
-how many, makes it. Images leave as bytes; `Recipe.normalise` makes the network's input of them on its device.
+how many, makes it. Images leave as bytes; `Recipe.normalize` makes the network's input of them on its device.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from preprocessing.errors import ReportedError
-from preprocessing.generate_folds import COLUMNS
+from common.errors import UserError
+from preprocessing.layout import FOLDS_COLUMNS
 
 # Of the validation videos, only frames with such numbers are looked at.
 VALIDATION_STEP = 20
@@ -25,7 +25,7 @@ PUBLIC_VIDEOS = Path(__file__).parents[2] / "configs/public_validation_videos.tx
 REMEDY = "make it again with preprocessing/generate_folds.py"
 
 
-class FoldsError(ReportedError):
+class FoldsError(UserError):
     """A list of crops that cannot be used."""
 
 
@@ -76,7 +76,7 @@ def read_folds(path: Path) -> Crops:
         raise FoldsError(f"{path}: cannot be read ({error.strerror}); {REMEDY}, or name another --folds-csv") from None
     except (ValueError, pd.errors.ParserError) as error:
         raise FoldsError(f"{path}: not a CSV file ({str(error).strip()}); {REMEDY}") from None
-    missing = [name for name in COLUMNS if name not in table]
+    missing = [name for name in FOLDS_COLUMNS if name not in table]
     if missing:
         raise FoldsError(f"{path}: has no column {', '.join(missing)}; {REMEDY}")
     if table.empty:

@@ -15,8 +15,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
-from preprocessing.errors import ReportedError
 from training.datasets.classifier_dataset import (
     PADDING_PART,
     ClassifierDataset,
@@ -29,7 +29,7 @@ from training.losses import MASK_LOSS, BalancedLoss
 from training.pipelines.engine import Learner
 from training.tools.checkpoint import CheckpointError, load_encoder, load_network
 from training.tools.config import Config
-from training.tools.distributed import Processes
+from training.tools.distributed import Distributed
 from training.tools.optimizers import build_optimizer
 from training.transforms.albu import Augmentation
 from training.zoo import build_network
@@ -41,7 +41,7 @@ MOST_WORKERS = 8
 log = logging.getLogger(__name__)
 
 
-class SetupError(ReportedError):
+class SetupError(UserError):
     """Settings that do not go together, or weights that cannot be fetched."""
 
 
@@ -54,9 +54,9 @@ class Data(NamedTuple):
     validation: DataLoader
 
 
-def data(args: argparse.Namespace, config: Config, world: Processes) -> Data:
+def build_data(args: argparse.Namespace, config: Config, dist: Distributed) -> Data:
     """Raises FoldsError, SetupError."""
-    dataset = training_dataset(args, config, masks=MASK_LOSS in config.losses)
+    dataset = build_training_dataset(args, config, masks=MASK_LOSS in config.losses)
     if (dataset.masks or dataset.only_changed or dataset.dropout == "block") and not (args.data_dir / "diffs").is_dir():
         raise SetupError(f"{args.data_dir / 'diffs'}: no such folder, and masks are needed; run generate_diffs.py")
     if dataset.dropout == "face" and not (args.data_dir / "landmarks").is_dir():
@@ -71,35 +71,35 @@ def data(args: argparse.Namespace, config: Config, world: Processes) -> Data:
         config.batches_per_epoch,
         args.seed,
         not args.no_oversample,
-        world.rank,
-        world.total,
+        dist.rank,
+        dist.world_size,
     )
     return Data(
         crops,
         batches,
-        loader(dataset, batches, args.workers, world, persistent=args.workers > 0),
-        validation_loader(
+        build_loader(dataset, batches, args.workers, dist, persistent=args.workers > 0),
+        build_validation_loader(
             dataset.source,
             validation_rows(crops, args.fold, args.public_validation),
             config.size,
             args.padding_part,
             optimizer.batch_size * VALIDATION_BATCH,
             args.workers,
-            world,
+            dist,
         ),
     )
 
 
-def validation_loader(
-    source: Source, rows: np.ndarray, size: int, padding_part: int, batch_size: int, workers: int, world: Processes
+def build_validation_loader(
+    source: Source, rows: np.ndarray, size: int, padding_part: int, batch_size: int, workers: int, dist: Distributed
 ) -> DataLoader:
     """This process' share of the crops, each of which is in one share."""
-    rows = rows[world.rank :: world.total].tolist()
+    rows = rows[dist.rank :: dist.world_size].tolist()
     batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    return loader(ValidationDataset(source, size, padding_part), batches, workers, world)
+    return build_loader(ValidationDataset(source, size, padding_part), batches, workers, dist)
 
 
-def training_dataset(args: argparse.Namespace, config: Config, masks: bool) -> ClassifierDataset:
+def build_training_dataset(args: argparse.Namespace, config: Config, masks: bool) -> ClassifierDataset:
     """Raises FoldsError, SetupError."""
     source = read_source(args)
     return ClassifierDataset(
@@ -124,14 +124,16 @@ def read_source(args: argparse.Namespace) -> Source:
     return Source(args.data_dir, args.crops_dir, crops)
 
 
-def loader(dataset: Dataset, batches: Any, workers: int, world: Processes, persistent: bool = False) -> DataLoader:
+def build_loader(
+    dataset: Dataset, batches: Any, workers: int, dist: Distributed, persistent: bool = False
+) -> DataLoader:
     """Samples are seeded by themselves: the loader's own generator keeps its draws out of PyTorch's."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=concatenate,
-        pin_memory=world.device.type == "cuda",
+        pin_memory=dist.device.type == "cuda",
         persistent_workers=persistent,
         worker_init_fn=_one_thread,
         generator=torch.Generator(),
@@ -147,9 +149,9 @@ def default_workers() -> int:
     return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def crop_rule(config: Config, padding_part: int) -> MarginCrop | SquareCrop:
+def crop_spec(config: Config, padding_part: int) -> MarginCrop | SquareCrop:
     """The part of the frame that the network sees, once the margin has been cut down. Raises SetupError."""
-    crop = config.crop_rule()
+    crop = config.crop_spec()
     if padding_part == PADDING_PART:
         return crop
     if crop != MarginCrop():
@@ -157,7 +159,7 @@ def crop_rule(config: Config, padding_part: int) -> MarginCrop | SquareCrop:
     return MarginCrop(1 / padding_part)
 
 
-def settings(args: argparse.Namespace, config: Config, crops: Crops, world: Processes) -> dict[str, Any]:
+def run_settings(args: argparse.Namespace, config: Config, crops: Crops, dist: Distributed) -> dict[str, Any]:
     """All that decides on the result, as JSON."""
     return {
         "config": config.model_dump(mode="json"),
@@ -172,11 +174,11 @@ def settings(args: argparse.Namespace, config: Config, crops: Crops, world: Proc
         "only_changed_frames": args.only_changed_frames,
         "freeze_epochs": args.freeze_epochs,
         "folds_csv": crops.digest,
-        "processes": world.total,
+        "processes": dist.world_size,
     }
 
 
-def network(config: Config, fresh: bool, weights: str | Path | None = None) -> nn.Module:
+def init_network(config: Config, fresh: bool, weights: str | Path | None = None) -> nn.Module:
     """The network of a configuration, on the CPU.
 
     If `fresh`, with the weights that it starts from: those of the checkpoint `weights`, or the configuration's
@@ -210,13 +212,13 @@ def _copy_weights(built: nn.Module, path: str | Path) -> None:
         raise CheckpointError(path, f"its weights are not those of the configuration's network: {first}") from None
 
 
-def learner(config: Config, network: nn.Module, crop: MarginCrop | SquareCrop, world: Processes) -> Learner:
+def build_learner(config: Config, network: nn.Module, crop: MarginCrop | SquareCrop, dist: Distributed) -> Learner:
     """The network on its device, and what trains it. Raises OptimizerError."""
     torch.backends.cudnn.benchmark = True
-    memory = torch.channels_last if config.channels_last else torch.contiguous_format
-    network = world.synchronise_batch_norms(network).to(world.device, memory_format=memory)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    network = dist.sync_batch_norms(network).to(dist.device, memory_format=memory_format)
     network.encoder.get_classifier().requires_grad_(False)  # timm's head of 1000 classes is not used
-    mixed = mixed_precision(config, world.device)
+    amp_dtype = choose_amp_dtype(config, dist.device)
     optimizer, schedule = config.optimizer, config.optimizer.schedule
     curve = schedule.curve()
     return Learner(
@@ -224,19 +226,26 @@ def learner(config: Config, network: nn.Module, crop: MarginCrop | SquareCrop, w
         model=network,
         recipe=config.recipe(crop),
         loss=BalancedLoss(config.losses, config.ohem_samples),
-        optimizer=build_optimizer(optimizer, network),
-        scaler=torch.amp.GradScaler(world.device.type, enabled=mixed == torch.float16),
-        rate=lambda epoch, step: curve.rate(optimizer.learning_rate, epoch if schedule.mode == "epoch" else step),
+        optimizer=build_optimizer(
+            optimizer.type,
+            network.parameters(),
+            optimizer.learning_rate,
+            optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            nesterov=optimizer.nesterov,
+        ),
+        scaler=torch.amp.GradScaler(dist.device.type, enabled=amp_dtype == torch.float16),
+        lr_at=lambda epoch, step: curve.rate(optimizer.learning_rate, epoch if schedule.mode == "epoch" else step),
         clip_norm=optimizer.clip_norm,
         accumulate=optimizer.accumulate,
-        mixed=mixed,
-        processes=world,
-        layout=memory,
+        amp_dtype=amp_dtype,
+        dist=dist,
+        memory_format=memory_format,
         ema=ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None,
     )
 
 
-def mixed_precision(config: Config, device: torch.device) -> torch.dtype | None:
+def choose_amp_dtype(config: Config, device: torch.device) -> torch.dtype | None:
     """None: float32, also where float16 is asked for on a CPU, which is slow at it."""
     if config.fp16 and device.type == "cpu" and config.amp_dtype == "float16":
         log.info("float32: mixed precision in float16 is for GPUs")
@@ -244,14 +253,14 @@ def mixed_precision(config: Config, device: torch.device) -> torch.dtype | None:
     return getattr(torch, config.amp_dtype) if config.fp16 else None
 
 
-def share(learner: Learner, frozen: bool, compiled: bool) -> None:
+def wrap_model(learner: Learner, frozen: bool, compiled: bool) -> None:
     """Freeze the encoder or thaw it, and share the network anew: only what is trained takes part in averaging."""
     for name, parameter in learner.network.encoder.named_parameters():
         parameter.requires_grad_(not frozen and not name.startswith("classifier."))
-    shared = learner.processes.share(learner.network)
-    learner.model = torch.compile(shared) if compiled else shared
+    model = learner.dist.wrap_ddp(learner.network)
+    learner.model = torch.compile(model) if compiled else model
 
 
-def seed_of(seed: int, epoch: int, rank: int) -> int:
+def epoch_seed(seed: int, epoch: int, rank: int) -> int:
     """For PyTorch's generators (dropout, stochastic depth), anew each epoch: so nothing needs to be restored."""
     return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])

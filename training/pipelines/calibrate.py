@@ -24,9 +24,9 @@ if not __package__:
 
 import torch
 
-from preprocessing import command
-from preprocessing.output import make_folder
-from training.pipelines.evaluate import EvaluationError, add_data_arguments, read_fold, score_fold
+from common import cli
+from common.files import make_folder
+from training.pipelines.scoring import EvaluationError, add_data_arguments, read_fold, score_fold
 from training.tools.checkpoint import read_checkpoint, save_checkpoint
 from training.tools.metrics import CLIP
 
@@ -37,12 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="what training wrote")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write")
-    add_data_arguments(parser.add_argument_group("data").add_argument)
+    add_data_arguments(parser)
     parser.set_defaults(half="calibration")
     return parser
 
@@ -106,4 +104,4 @@ def platt(logits: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    command.main(main, get_args_parser())
+    cli.main(main, get_args_parser())

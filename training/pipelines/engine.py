@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from preprocessing.command import some
-from preprocessing.errors import ReportedError
+from common.errors import UserError
+from common.text import abbreviate
 from training.datasets.classifier_dataset import Batch
 from training.datasets.folds import Crops
 from training.losses import BalancedLoss
 from training.tools.checkpoint import Recipe
-from training.tools.distributed import Processes
+from training.tools.distributed import Distributed
 
 # So many broken images stop a run: a share of an epoch's, but a few are always forgiven.
 BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10
@@ -30,7 +30,7 @@ BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10
 log = logging.getLogger(__name__)
 
 
-class TrainingError(ReportedError):
+class TrainingError(UserError):
     """Training that cannot go on."""
 
 
@@ -48,17 +48,17 @@ class Learner:
     loss: BalancedLoss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    rate: Callable[[int, int], float]
+    lr_at: Callable[[int, int], float]
     clip_norm: float
     accumulate: int
-    mixed: torch.dtype | None
-    processes: Processes
-    layout: torch.memory_format = torch.channels_last
+    amp_dtype: torch.dtype | None
+    dist: Distributed
+    memory_format: torch.memory_format = torch.channels_last
     ema: ModelEmaV3 | None = None
     steps: int = 0
 
     @property
-    def averaged(self) -> nn.Module:
+    def eval_network(self) -> nn.Module:
         """The network to evaluate and to keep: the moving average, if there is one."""
         return self.ema.module if self.ema else self.network
 
@@ -73,17 +73,17 @@ def train_one_epoch(learner: Learner, batches: Collection[Batch], epoch: int, cr
     """
     started = time.monotonic()
     losses, seen, broken, rate = [], 0, 0, 0.0
-    first = learner.processes.first
+    first = learner.dist.is_main_process
     bar = tqdm(batches, desc=f"epoch {epoch}", disable=None if first else True, leave=False, mininterval=1)
     for number, batch in enumerate(bar):
-        rate = learner.rate(epoch, learner.steps)
+        rate = learner.lr_at(epoch, learner.steps)
         loss, images, failed = train_step(learner, batch, rate)
         for message in batch.broken:
             log.warning("replaced by another: %s", message)
         if not math.isfinite(loss):
-            names = [name for names in learner.processes.gather(_names(batch, crops)) for name in names]
+            names = [name for names in learner.dist.all_gather(_names(batch, crops)) for name in names]
             raise TrainingError(
-                f"the loss, or its gradient, is {loss} in epoch {epoch}, batch {number} ({some(names)}); lower the "
+                f"the loss, or its gradient, is {loss} in epoch {epoch}, batch {number} ({abbreviate(names)}); lower the "
                 "learning rate, or leave float16 (--opt-level O0). The checkpoints are those of the epochs before"
             )
         losses.append(loss)
@@ -105,28 +105,30 @@ def train_step(learner: Learner, batch: Batch, rate: float) -> tuple[float, int,
 
     Returns the loss of the whole batch (or that gradient's norm), its images and its broken ones; of all processes.
     """
-    processes, device = learner.processes, learner.processes.device
+    dist, device = learner.dist, learner.dist.device
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
     images, labels, valid, known, masks = (
         None if field is None else field.to(device, non_blocking=True)
         for field in (batch.images, batch.labels, batch.valid, batch.known, batch.masks)
     )
-    counts = processes.sum(learner.loss.counts(labels, valid))
+    counts = dist.all_reduce(learner.loss.counts(labels, valid))
     size = len(labels) // learner.accumulate
     total = labels.new_zeros(())
     for first in range(0, len(labels), size):
         part = slice(first, first + size)
         with _shared_gradients(learner.model, first + size >= len(labels)):
-            logits, drawn = forward(learner.model, learner.recipe, images[part], learner.mixed, learner.layout)
+            logits, drawn = forward(
+                learner.model, learner.recipe, images[part], learner.amp_dtype, learner.memory_format
+            )
             # Gradients are averaged over the processes; what is wanted is the sum of their shares.
-            loss = learner.loss(logits, labels[part], valid[part], counts) * processes.total
+            loss = learner.loss(logits, labels[part], valid[part], counts) * dist.world_size
             if drawn is not None:
                 loss = loss + learner.loss.of_mask(drawn, masks[part], known[part]) / learner.accumulate
             learner.scaler.scale(loss).backward()
-        total += loss.detach() / processes.total
+        total += loss.detach() / dist.world_size
     figures = torch.stack([total, total.new_tensor(len(labels)), total.new_tensor(len(batch.broken))])
-    loss, seen, broken = processes.sum(figures).tolist()
+    loss, seen, broken = dist.all_reduce(figures).tolist()
     if math.isfinite(loss):
         norm = _update(learner)
         loss = loss if math.isfinite(norm) else norm
@@ -137,12 +139,12 @@ def forward(
     model: nn.Module,
     recipe: Recipe,
     images: torch.Tensor,
-    mixed: torch.dtype | None = None,
-    layout: torch.memory_format = torch.channels_last,
+    amp_dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits (n,) of uint8 images (n, size, size, 3); and mask logits (n, 1, size, size), if the network draws them."""
-    with torch.autocast(images.device.type, mixed, enabled=mixed is not None):
-        output = model(recipe.normalise(images).contiguous(memory_format=layout))
+    with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+        output = model(recipe.normalize(images).contiguous(memory_format=memory_format))
     logits, drawn = output if isinstance(output, tuple) else (output, None)
     return logits[:, 0].float(), None if drawn is None else drawn.float()
 
@@ -158,8 +160,8 @@ def score_crops(
     network: nn.Module,
     recipe: Recipe,
     batches: Iterable[Batch],
-    processes: Processes,
-    mixed: torch.dtype | None = None,
+    dist: Distributed,
+    amp_dtype: torch.dtype | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows (n,) of the crops in the batches of all processes, in all of them, and their probabilities (n,).
 
@@ -167,16 +169,16 @@ def score_crops(
     """
     network.eval()
     rows, scores, broken = [], [], []
-    bar = tqdm(batches, desc="validation", disable=None if processes.first else True, leave=False, mininterval=1)
+    bar = tqdm(batches, desc="validation", disable=None if dist.is_main_process else True, leave=False, mininterval=1)
     for batch in bar:
         broken += batch.broken
         if len(batch.rows):
-            logits, _ = forward(network, recipe, batch.images.to(processes.device, non_blocking=True), mixed)
+            logits, _ = forward(network, recipe, batch.images.to(dist.device, non_blocking=True), amp_dtype)
             scores.append(logits.cpu().double().sigmoid().numpy())
             rows.append(batch.rows.numpy())
     for message in broken:
         log.warning("left out: %s", message)
-    parts = processes.gather((np.concatenate([[], *rows]), np.concatenate([[], *scores]), len(broken)))
+    parts = dist.all_gather((np.concatenate([[], *rows]), np.concatenate([[], *scores]), len(broken)))
     rows, scores, broken = zip(*parts, strict=True)
     row, score = np.concatenate(rows).astype(int), np.concatenate(scores)
     check_broken(sum(broken), sum(broken) + len(row))

@@ -1,4 +1,4 @@
-"""A sheet of augmented samples, so that a person sees what the network is going to see."""
+"""A contact sheet of augmented training samples, to see what the network will see."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import cv2
 
+from common.files import atomic_write, make_folder
+from preprocessing.contact_sheet import Sample, draw_sheet
 from preprocessing.images import encode_image
-from preprocessing.output import make_folder, write_whole
-from preprocessing.preview import sheet
 from training.datasets.classifier_dataset import ClassifierDataset
 from training.datasets.folds import Draw, epoch_order
 
@@ -16,15 +16,17 @@ SAMPLES = 40
 
 
 def draw_samples(dataset: ClassifierDataset, path: Path, count: int = SAMPLES) -> None:
-    """Draw the first samples of epoch 0, each with its mask and its label. The dataset must give masks."""
+    """Write the first samples of epoch 0 with their masks. The dataset must return masks."""
     order = epoch_order(dataset.source.crops.fake[dataset.rows], dataset.seed, epoch=0)
-    captions, rows = [], []
+    samples = []
     for place, index in enumerate(order[:count]):
-        sample = dataset[Draw(int(dataset.rows[index]), 0, place)]
-        label, name = float(sample.labels[0]), dataset.source.crops.name(int(sample.rows[0]))
-        kind = ("fake" if label > 0.5 else "real") if sample.known[0] else "fake, no mask"
-        captions.append(f"{label:.2f} {kind}{'' if sample.valid[0] else ', unchanged'}: {name}")
-        rows.append([sample.images[0].numpy(), cv2.cvtColor(sample.masks[0].numpy(), cv2.COLOR_GRAY2RGB)])
+        batch = dataset[Draw(int(dataset.rows[index]), 0, place)]
+        images = [batch.images[0].numpy(), cv2.cvtColor(batch.masks[0].numpy(), cv2.COLOR_GRAY2RGB)]
+        label = "FAKE" if batch.labels[0] > 0.5 else "REAL"
+        mask = "mask" if batch.known[0] else "no mask"
+        excluded = "" if batch.valid[0] else ", excluded (unchanged)"
+        name = dataset.source.crops.name(int(batch.rows[0]))
+        samples.append(Sample(f"{label}{excluded} {name}", images, ["augmented", mask]))
     make_folder(path.parent)
-    write_whole(path, encode_image(sheet(captions, rows)))
+    atomic_write(path, encode_image(draw_sheet(samples)))
     print(path)

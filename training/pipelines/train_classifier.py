@@ -21,17 +21,17 @@ if not __package__:
 
 import torch
 
-from preprocessing import command
-from preprocessing.allocator import keep_freed_memory
-from preprocessing.output import make_folder
+from common import cli
+from common.allocator import keep_freed_memory
+from common.files import make_folder
 from training.datasets.classifier_dataset import DROPOUTS, PADDING_PART
 from training.pipelines import build
+from training.pipelines.checkpointing import Best, Checkpoints, restore
 from training.pipelines.engine import Learner, score_crops, train_one_epoch
-from training.pipelines.run import Best, Checkpoints, restore
 from training.pipelines.samples import draw_samples
 from training.tools import metrics
 from training.tools.config import parse_change, read_config
-from training.tools.distributed import processes
+from training.tools.distributed import init_distributed
 from training.tools.log import EpochLog
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what is trained").add_argument
     add("--config", type=Path, required=True, help="JSON file, see configs/")
     add("--set", type=change, action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
-    add("--epochs", type=command.positive, help="the same as --set optimizer.schedule.epochs=N")
+    add("--epochs", type=cli.positive, help="the same as --set optimizer.schedule.epochs=N")
     add("--opt-level", choices=("O0", "O1"), help="O0: float32, O1: mixed precision (default: fp16 of the config)")
-    add("--freeze-epochs", type=command.not_negative, default=0, help="so many epochs only train the last layer")
-    add("--seed", type=command.not_negative, default=777, help="of everything that is drawn")
+    add("--freeze-epochs", type=cli.not_negative, default=0, help="so many epochs only train the last layer")
+    add("--seed", type=cli.not_negative, default=777, help="of everything that is drawn")
     add = parser.add_argument_group("data").add_argument
     add("--data-dir", type=Path, required=True, help="folder of the dataset")
     add("--crops-dir", type=Path, default=Path("crops"), help="folder of the crops in it")
@@ -69,10 +69,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--resume", default="auto", metavar="auto|none|FILE", help="start of a run that has no last checkpoint yet")
     add("--from-zero", action="store_true", help="of --resume FILE take the weights alone, and start at epoch 0")
     add("--zero-score", action="store_true", help="forget the best score when the run is taken up")
-    add("--test-every", type=command.positive, default=1, help="validate every N epochs")
+    add("--test-every", type=cli.positive, default=1, help="validate every N epochs")
     add(
         "--workers",
-        type=command.not_negative,
+        type=cli.not_negative,
         default=build.default_workers(),
         help="processes that load data, for each that trains",
     )
@@ -85,28 +85,28 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     config = read_config(args.config, changes(args))
     if args.preview:
-        draw_samples(build.training_dataset(args, config, masks=True), args.preview)
+        draw_samples(build.build_training_dataset(args, config, masks=True), args.preview)
         return 0
     for folder in (args.output_dir, args.logdir):
         make_folder(folder)
     checkpoints = Checkpoints(args.output_dir, f"{args.prefix}{config.network}_{config.encoder}_{args.fold}")
-    with processes(args.device) as world:
-        logging.getLogger().setLevel(logging.INFO if world.first else logging.WARNING)
-        data = build.data(args, config, world)
-        source = taken_up_from(args, checkpoints)
-        if world.device.type == "cpu":
+    with init_distributed(args.device) as dist:
+        logging.getLogger().setLevel(logging.INFO if dist.is_main_process else logging.WARNING)
+        data = build.build_data(args, config, dist)
+        source = find_resume_checkpoint(args, checkpoints)
+        if dist.device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(args.seed)
-        network = build.network(config, fresh=source is None, weights=args.resume if args.from_zero else None)
-        learner = build.learner(config, network, build.crop_rule(config, args.padding_part), world)
-        settings = build.settings(args, config, data.crops, world)
+        network = build.init_network(config, fresh=source is None, weights=args.resume if args.from_zero else None)
+        learner = build.build_learner(config, network, build.crop_spec(config, args.padding_part), dist)
+        settings = build.run_settings(args, config, data.crops, dist)
         start, best = restore(learner, source, settings) if source else (0, Best())
         if start >= config.optimizer.schedule.epochs:
             log.info("%s: all %d epochs are done", checkpoints.name, start)
             return 0
         if source:
             log.info("taken up from %s, at epoch %d", source, start)
-        if world.first:
+        if dist.is_main_process:
             checkpoints.describe(settings, start, sys.argv)
         train(args, learner, data, checkpoints, settings, start, Best() if args.zero_score else best)
     return 0
@@ -122,16 +122,16 @@ def train(
     best: Best,
 ) -> None:
     """The epochs from `start` on, each with its figures and its checkpoint."""
-    world, frozen = learner.processes, None
+    dist, frozen = learner.dist, None
     epochs = settings["config"]["optimizer"]["schedule"]["epochs"]
-    if learner.rate(epochs - 1, (epochs - 1) * len(data.batches)) == 0:
+    if learner.lr_at(epochs - 1, (epochs - 1) * len(data.batches)) == 0:
         log.warning("the learning rate falls to 0 before the last epoch; see optimizer.schedule.params")
-    epoch_log = EpochLog(args.logdir, checkpoints.name, start) if world.first else None
+    epoch_log = EpochLog(args.logdir, checkpoints.name, start) if dist.is_main_process else None
     for epoch in range(start, epochs):
-        torch.manual_seed(build.seed_of(args.seed, epoch, world.rank))
+        torch.manual_seed(build.epoch_seed(args.seed, epoch, dist.rank))
         if frozen != (epoch < args.freeze_epochs):
             frozen = epoch < args.freeze_epochs
-            build.share(learner, frozen, args.compile)
+            build.wrap_model(learner, frozen, args.compile)
         learner.network.train()
         if frozen:
             learner.network.encoder.eval()  # or its batch norms would go on to move
@@ -139,8 +139,8 @@ def train(
         figures: dict[str, Any] = {"epoch": epoch, **train_one_epoch(learner, data.training, epoch, data.crops)}
         scores = None
         if (epoch + 1) % args.test_every == 0 or epoch + 1 == epochs:
-            scored = score_crops(learner.averaged, learner.recipe, data.validation, world, learner.mixed)
-            scores = metrics.VideoScores.of_crops(data.crops, *scored)
+            scored = score_crops(learner.eval_network, learner.recipe, data.validation, dist, learner.amp_dtype)
+            scores = metrics.VideoScores.from_crops(data.crops, *scored)
             figures |= metrics.class_losses(scores.scores, scores.fake)
             figures |= metrics.evaluate(scores.scores, scores.fake)
             figures["bce"] = figures.pop("balanced_log_loss")
@@ -165,7 +165,7 @@ def summary(figures: dict[str, Any], epochs: int, best: Best) -> str:
     return text + (" (best)" if best.epoch == figures["epoch"] else "")
 
 
-def taken_up_from(args: argparse.Namespace, checkpoints: Checkpoints) -> Path | None:
+def find_resume_checkpoint(args: argparse.Namespace, checkpoints: Checkpoints) -> Path | None:
     """The checkpoint to go on from: the run's own last one, else that of --resume; None for a fresh start."""
     if args.from_zero and args.resume in ("auto", "none"):
         raise build.SetupError("--from-zero goes with --resume FILE, whose weights the run starts from")
@@ -206,4 +206,4 @@ def padding_part(text: str) -> int:
 
 
 if __name__ == "__main__":
-    command.main(main, get_args_parser())
+    cli.main(main, get_args_parser())

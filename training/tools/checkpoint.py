@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.errors import UserError
+from common.files import atomic_file
 from preprocessing.crops import CROPS, MarginCrop, SquareCrop
-from preprocessing.errors import ReportedError
-from preprocessing.output import whole_file
 from training.zoo import build_network
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,7 +36,7 @@ SAFE_GLOBALS = [
 ]
 
 
-class CheckpointError(ReportedError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used. The message names the file, what is wrong and what to do."""
 
     def __init__(self, path: str | Path, reason: str):
@@ -58,7 +58,7 @@ class Recipe:
     std: tuple[float, float, float] = IMAGENET_STD
     crop: MarginCrop | SquareCrop = field(default_factory=MarginCrop)
 
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """The network's input: uint8 (n, size, size, 3) to float32 (n, 3, size, size), channels last in memory."""
         mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
         return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -171,7 +171,7 @@ def _is_state(state: Any) -> bool:
 
 def save_checkpoint(path: str | Path, state_dict: dict[str, torch.Tensor], recipe: Recipe, **more: Any) -> None:
     """Write a checkpoint that `load_network` reads. The file appears whole or not at all. Raises OutputError."""
-    with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+    with atomic_file(Path(path)) as temporary, temporary.open("wb") as file:
         try:
             torch.save({"state_dict": state_dict, "recipe": recipe.to_dict(), **more}, file)
         except RuntimeError as error:  # PyTorch's own, raised while it closes a file on a full disk

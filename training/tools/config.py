@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from common.errors import UserError
 from preprocessing.crops import CROPS, MARGIN, MarginCrop, SquareCrop
-from preprocessing.errors import ReportedError
 from training.losses import LOSSES, MASK_LOSS
 from training.tools.checkpoint import Recipe
 from training.tools.optimizers import OPTIMIZERS
@@ -37,7 +37,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Color = tuple[float, float, float]
 
 
-class ConfigError(ReportedError):
+class ConfigError(UserError):
     """A configuration that cannot be used. The message has a line for each key that is wrong."""
 
 
@@ -113,7 +113,7 @@ class AugmentationConfig(Section):
 
     jpeg_quality: tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]] = (60, 100)
     jpeg_p: Probability = 0.5
-    noise_variance: tuple[NonNegativeFloat, NonNegativeFloat] = (10.0, 50.0)  # of grey levels, 0 to 255
+    noise_variance: tuple[NonNegativeFloat, NonNegativeFloat] = (10.0, 50.0)  # of gray levels, 0 to 255
     noise_p: Probability = 0.1
     blur_p: Probability = 0.05
     flip_p: Probability = 0.5
@@ -173,7 +173,7 @@ class Config(Section):
             raise ValueError("ohem_samples: chooses from whole batches; set optimizer.accumulate to 1")
         return self
 
-    def crop_rule(self) -> MarginCrop | SquareCrop:
+    def crop_spec(self) -> MarginCrop | SquareCrop:
         return CROPS[self.crop.kind](**self.crop.model_dump(exclude={"kind"}))
 
     def recipe(self, crop: MarginCrop | SquareCrop) -> Recipe:

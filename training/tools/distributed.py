@@ -1,7 +1,7 @@
-"""One process a GPU, or several on a CPU: the one place that knows how they are started and how they talk.
+"""Training in one process per GPU, or in several processes on a CPU.
 
-torchrun starts them and tells each its number; without torchrun there is one process, and nothing here does much.
-A process that fails ends, torchrun then ends the others: nobody is left waiting.
+torchrun starts the processes and sets their ranks; without torchrun, the world size is 1 and nothing here has an
+effect. A process that fails exits, and torchrun then stops the others.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from preprocessing.device import choose_device
+from common.device import choose_device
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process' number, how many there are, and its device."""
+class Distributed:
+    """The rank and the device of this process, and the number of processes."""
 
     rank: int
-    total: int
+    world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes."""
+    def is_main_process(self) -> bool:
+        """Whether this process writes the outputs."""
         return self.rank == 0
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, in place."""
-        if self.total > 1:
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all processes, in place."""
+        if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
-    def gather(self, value: Any) -> list[Any]:
-        """What each process gives, in their order, in all of them."""
-        values = [value] * self.total
-        if self.total > 1:
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
             torch.distributed.all_gather_object(values, value)
         return values
 
-    def share(self, network: nn.Module) -> nn.Module:
-        """The network with its gradients averaged over the processes; those that are frozen now stay out."""
-        if self.total == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
+    def wrap_ddp(self, network: nn.Module) -> nn.Module:
+        """Wrap a network so that its gradients are averaged; parameters that are frozen now are left out."""
+        if self.world_size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         gpus = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=gpus, gradient_as_bucket_view=True)
 
-    def synchronise_batch_norms(self, network: nn.Module) -> nn.Module:
-        """Batch norms that see the batches of all processes as one; the activations inside timm's are kept."""
-        if self.total == 1:
+    def sync_batch_norms(self, network: nn.Module) -> nn.Module:
+        """Make batch norms use the statistics of all processes' batches; the activations within timm's are kept."""
+        if self.world_size == 1:
             return network
         if self.device.type == "cuda":
             return convert_sync_batchnorm(network)
@@ -67,35 +67,35 @@ class Processes:
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
-    """Join the other processes, if torchrun has started any. Raises DeviceError for a device that is not there."""
-    total = int(os.environ.get("WORLD_SIZE", 1))
+def init_distributed(device: str) -> Iterator[Distributed]:
+    """Join the process group if torchrun started this process. Raises DeviceError for an unavailable device."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
-    if total > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+    if world_size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     chosen = choose_device(device)
-    if total == 1:
-        yield Processes(0, 1, chosen)
+    if world_size == 1:
+        yield Distributed(0, 1, chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    yield Processes(rank, total, chosen)
-    torch.distributed.destroy_process_group()  # not after an error: it would wait for the others
+    yield Distributed(rank, world_size, chosen)
+    torch.distributed.destroy_process_group()  # not after an error: it would wait for the other processes
 
 
 class CpuSyncBatchNormAct2d(BatchNormAct2d):
-    """timm's batch norm, synchronised on a CPU, for which neither PyTorch nor timm have one."""
+    """timm's batch norm, synchronized on a CPU: PyTorch and timm only have one for GPUs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.drop(self._normalised(x))) if self.training else super().forward(x)
+        return self.act(self.drop(self._normalize(x))) if self.training else super().forward(x)
 
-    def _normalised(self, x: torch.Tensor) -> torch.Tensor:
-        dtype, x = x.dtype, x.float()  # sums of bfloat16 would not do
-        count = _Sum.apply(x.new_tensor([x.numel() / x.shape[1]]))
-        mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
+    def _normalize(self, x: torch.Tensor) -> torch.Tensor:
+        dtype, x = x.dtype, x.float()  # sums need more precision than bfloat16 has
+        count = _AllReduce.apply(x.new_tensor([x.numel() / x.shape[1]]))
+        mean = _AllReduce.apply(x.sum(dim=(0, 2, 3))) / count
         deviations = x - mean[:, None, None]
-        variance = _Sum.apply((deviations**2).sum(dim=(0, 2, 3))) / count
+        variance = _AllReduce.apply((deviations**2).sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -104,8 +104,8 @@ class CpuSyncBatchNormAct2d(BatchNormAct2d):
         return (deviations * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+class _AllReduce(torch.autograd.Function):
+    """Sum over all processes; the gradient is summed too."""
 
     @staticmethod
     def forward(context: Any, values: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
@@ -115,4 +115,4 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        return _Sum.forward(None, gradient)
+        return _AllReduce.forward(None, gradient)

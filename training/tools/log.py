@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from preprocessing.errors import ReportedError
-from preprocessing.output import write_whole
+from common.errors import UserError
+from common.files import atomic_write
 
 
-class LogError(ReportedError):
+class LogError(UserError):
     """A log that cannot be read."""
 
 
@@ -26,7 +26,7 @@ class EpochLog:
 
         self.path = logdir / f"{name}.jsonl"
         before = [line for line in read_log(self.path) if line["epoch"] < start] if start and self.path.exists() else []
-        write_whole(self.path, "".join(map(_line, before)))
+        atomic_write(self.path, "".join(map(_line, before)))
         if not start:
             shutil.rmtree(logdir / name, ignore_errors=True)
         self.board = SummaryWriter(str(logdir / name), purge_step=start)

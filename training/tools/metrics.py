@@ -6,11 +6,15 @@ A figure that needs both classes is None where one is missing.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from common.files import atomic_file
 
 if TYPE_CHECKING:
     from training.datasets.folds import Crops
@@ -35,12 +39,21 @@ class VideoScores(NamedTuple):
     fake: np.ndarray
 
     @classmethod
-    def of_crops(cls, crops: Crops, rows: np.ndarray, scores: np.ndarray) -> VideoScores:
+    def from_crops(cls, crops: Crops, rows: np.ndarray, scores: np.ndarray) -> VideoScores:
         """From the scores (m,) of the crops in `rows` (m,)."""
         numbers, means, frames = mean_by_video(crops.video[rows], scores)
         first = rows[np.unique(crops.video[rows], return_index=True)[1]]
         videos, originals = ([crops.videos[number] for number in ids] for ids in (numbers, crops.original[first]))
         return cls(videos, originals, means, frames, crops.fake[first])
+
+
+def write_scores(path: Path, scores: VideoScores) -> None:
+    """Write a CSV with the columns video, label (1 = fake), score (probability of fake), frames."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("video", "label", "score", "frames"))
+        columns = (scores.videos, scores.fake.astype(int), scores.scores, scores.frames)
+        rows.writerows(zip(*columns, strict=True))
 
 
 def evaluate(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int | None]:

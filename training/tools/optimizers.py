@@ -1,18 +1,15 @@
-"""Optimizers by the names that configurations use."""
+"""Optimizers by the names used in configurations."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from preprocessing.errors import ReportedError
+from common.errors import UserError
 
-if TYPE_CHECKING:
-    from training.tools.config import OptimizerConfig
-
-# Name -> the keys of a configuration that this optimizer takes besides learning rate and weight decay.
+# Name -> the configuration keys it supports besides learning_rate and weight_decay.
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "SGD": ("momentum", "nesterov"),
     "Adam": (),
@@ -23,20 +20,30 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 
 
-class OptimizerError(ReportedError):
-    """An optimizer that is not there."""
+class OptimizerError(UserError):
+    """An optimizer that is not installed."""
 
 
-def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of all parameters that require a gradient. Raises OptimizerError where apex is needed."""
-    options: dict[str, Any] = {name: getattr(config, name) for name in OPTIMIZERS[config.type]}
-    if config.type == "FusedAdam":
-        options["adam_w_mode"] = False  # apex's default is AdamW
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return _optimizer(config.type)(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **options)
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, **options: float | bool
+) -> torch.optim.Optimizer:
+    """Build an optimizer of the parameters that require a gradient. Raises OptimizerError if it needs apex.
+
+    Args:
+        name: key of OPTIMIZERS.
+        parameters: parameters of the network.
+        lr: learning rate.
+        weight_decay: weight decay.
+        options: further keys; those that the optimizer does not support are ignored.
+    """
+    chosen = {key: options[key] for key in OPTIMIZERS[name] if key in options}
+    if name == "FusedAdam":
+        chosen["adam_w_mode"] = False  # apex's default is AdamW
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return _optimizer_class(name)(trained, lr=lr, weight_decay=weight_decay, **chosen)
 
 
-def _optimizer(name: str) -> type[torch.optim.Optimizer]:
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     if not name.startswith("Fused"):
         return getattr(torch.optim, name)
     try:
@@ -45,6 +52,6 @@ def _optimizer(name: str) -> type[torch.optim.Optimizer]:
         return getattr(optimizers, name)
     except (ImportError, AttributeError):
         raise OptimizerError(
-            f"optimizer.type: {name} is NVIDIA apex's, which is not installed (see the README's container); "
-            f"PyTorch's own is {name.removeprefix('Fused')}"
+            f"optimizer.type: {name} is from NVIDIA apex, which is not installed. Install it (docs/containers.md) or "
+            f"use PyTorch's {name.removeprefix('Fused')}"
         ) from None

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from preprocessing.output import whole_file
+from common.files import atomic_file
 from training.tools.metrics import BINS, THRESHOLD, reliability
 
 
@@ -46,5 +46,5 @@ def draw_reliability(scores: np.ndarray, labels: np.ndarray) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """As PNG, whole or not at all. Raises OutputError."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

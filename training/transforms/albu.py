@@ -1,7 +1,7 @@
 """The augmentations of a training sample, with albumentations: the only file that knows that library.
 
 The winning solution's pipeline was made with albumentations 1.0.0. Where today's library means something else by
-the same name (noise by its standard deviation, blur, FancyPCA, saturation of grey pixels, unequal scaling), the
+the same name (noise by its standard deviation, blur, FancyPCA, saturation of gray pixels, unequal scaling), the
 transform or its parameters are such that images are distributed as they were.
 """
 
@@ -107,7 +107,7 @@ class IsotropicResize(A.DualTransform):
 
 
 class VarianceNoise(A.ImageOnlyTransform):
-    """Gaussian noise whose variance, in grey levels squared, is uniform in a range (today's draws the deviation)."""
+    """Gaussian noise whose variance, in gray levels squared, is uniform in a range (today's draws the deviation)."""
 
     def __init__(self, variance: tuple[float, float], p: float = 0.5):
         super().__init__(p=p)
@@ -122,7 +122,7 @@ class VarianceNoise(A.ImageOnlyTransform):
 
 
 class FancyPCA(A.ImageOnlyTransform):
-    """One shift of all pixels, along the image's principal colours (today's scales each pixel's deviation instead).
+    """One shift of all pixels, along the image's principal colors (today's scales each pixel's deviation instead).
 
     Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural Networks, NeurIPS 2012, as
     albumentations 1.0.0 does it: with a single draw, and with the matrix of the eigenvectors transposed.
@@ -145,7 +145,7 @@ class FancyPCA(A.ImageOnlyTransform):
 
 
 class HueSaturationValue(A.ImageOnlyTransform):
-    """Shifts of hue (of 180), saturation and value (of 255), also of grey pixels (today's leaves these grey)."""
+    """Shifts of hue (of 180), saturation and value (of 255), also of gray pixels (today's leaves these gray)."""
 
     def get_params(self) -> dict[str, tuple[float, float, float]]:
         return {"shifts": tuple(self.py_random.uniform(-limit, limit) for limit in (HUE, SATURATION, VALUE))}

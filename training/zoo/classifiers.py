@@ -21,7 +21,7 @@ SRM_KERNELS = (
 
 
 class DeepFakeClassifier(nn.Module):
-    """The winning solution's network. Input (n, 3, height, width), normalised; output (n, 1) logits."""
+    """The winning solution's network. Input (n, 3, height, width), normalized; output (n, 1) logits."""
 
     def __init__(
         self, encoder: str, dropout_rate: float = 0.0, pretrained: bool = False, drop_path: float | None = None
@@ -45,7 +45,7 @@ class DeepFakeClassifierSRM(DeepFakeClassifier):
     ):
         super().__init__(encoder, dropout_rate, pretrained, drop_path)
         self.srm_conv = nn.Conv2d(3, 3, kernel_size=5, padding=2, bias=False)
-        # Each filter looks at the three colours alike.
+        # Each filter looks at the three colors alike.
         kernels = torch.stack(SRM_KERNELS)[:, None].repeat(1, 3, 1, 1)
         self.srm_conv.weight = nn.Parameter(kernels, requires_grad=False)
 

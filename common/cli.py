@@ -1,0 +1,81 @@
+"""What the command lines share: parsers, argument types, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from common import __version__
+from common.errors import UserError
+
+# Exit statuses: everything is done; some clips failed; wrong usage or the run cannot continue; Ctrl-C.
+OK, CLIPS_FAILED, CANNOT_CONTINUE, INTERRUPTED = 0, 3, 2, 130
+
+log = logging.getLogger(__name__)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the text as written and append the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help is None or "(default" in action.help or action.required:
+            return action.help
+        if action.default is None or action.default is argparse.SUPPRESS or action.default in (False, []):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def make_parser(docstring: str, **options: bool) -> argparse.ArgumentParser:
+    """Make a parser with --version whose help is a script's docstring.
+
+    The first paragraph becomes the description and the rest the epilog. `options` are ArgumentParser's.
+    """
+    description, _, epilog = docstring.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog.rstrip(), formatter_class=HelpFormatter, **options
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def positive(text: str) -> int:
+    """Argument type: an integer above 0."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Argument type: an integer of at least 0."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
+def main(
+    program: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, resumable: bool = False
+) -> None:
+    """Parse the command line, run the program and exit with its status.
+
+    Args:
+        program: takes the parsed arguments and returns the exit status.
+        parser: the parser of the command line.
+        resumable: whether the same command resumes an interrupted run.
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parser.parse_args()
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    try:
+        with logging_redirect_tqdm():
+            status = program(args)
+    except (UserError, OSError) as error:
+        log.error("error: %s", error)
+        status = CANNOT_CONTINUE
+    except KeyboardInterrupt:
+        log.error("stopped; run the same command again to resume" if resumable else "stopped")
+        status = INTERRUPTED
+    sys.exit(status)

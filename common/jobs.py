@@ -1,0 +1,304 @@
+"""Run a function over clips: worker processes, progress, status records, retry and resume.
+
+    jobs -> an executor (local processes) -> (job, outcome) as each finishes -> the journal -> a summary
+
+The function is called with a job's arguments, writes the job's output atomically and returns an Outcome. An exception
+fails that clip only, except a UserError, which ends the run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from common.allocator import keep_freed_memory
+from common.errors import ClipError, UserError
+from common.files import make_folder, remove
+from common.journal import Journal, last_settings, stamp_of
+
+# This many crashes in a row mean that no worker process can run.
+MAX_CRASHES = 10
+# Statuses of the runner itself: an unexpected error; a worker process that died (killed for memory, for example).
+FAILED, CRASHED = "failed", "crashed"
+
+log = logging.getLogger(__name__)
+
+
+class StageError(UserError):
+    """A stage that cannot continue."""
+
+
+class Statuses(NamedTuple):
+    """What the statuses of a stage mean. All others are failures, which --retry-failed runs again.
+
+    Attributes:
+        done: the clip has an output.
+        skipped: there is nothing to do for the clip; it has no output.
+    """
+
+    done: frozenset[str] = frozenset({"ok"})
+    skipped: frozenset[str] = frozenset()
+
+    def failed(self, status: str) -> bool:
+        """Return whether a status is a failure."""
+        return status not in self.done | self.skipped
+
+
+ONLY_OK = Statuses()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip of a stage.
+
+    Attributes:
+        clip: id of the clip.
+        inputs: files and folders that the output is made from; the job runs again when one of them changes.
+        output: the file or folder that the function writes.
+        arguments: arguments of the stage's function.
+    """
+
+    clip: str
+    inputs: tuple[Path, ...]
+    output: Path
+    arguments: tuple
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a clip ended: its status, a message, counts for the summary and the processing time in seconds."""
+
+    status: str
+    message: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+# Yields each job with its outcome as it finishes, in any order, and raises the function's UserErrors.
+# Closing it early stops the jobs in flight.
+Outcomes = Generator[tuple[Job, Outcome], None, None]
+Executor = Callable[[Callable[..., Outcome], Iterable[Job], int], Outcomes]
+
+
+def run(
+    function: Callable[..., Outcome],
+    jobs: list[Job],
+    output: Path,
+    settings: Mapping[str, Any],
+    workers: int,
+    statuses: Statuses = ONLY_OK,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    execute: Executor | None = None,
+) -> dict[str, Outcome]:
+    """Run the jobs that are not finished and return the outcome of every job by clip.
+
+    A clip runs again if its inputs or the settings have changed, or if its output is missing. A failed clip leaves no
+    output.
+
+    Args:
+        function: called with a job's arguments; must be importable by worker processes.
+        jobs: one per clip.
+        output: folder of the stage's outputs.
+        settings: everything else that the outputs depend on; `stage` names the stage.
+        workers: number of worker processes.
+        statuses: meaning of the function's statuses.
+        retry_failed: run clips again that failed in an earlier run.
+        overwrite: run everything again.
+        execute: the executor; local processes if None.
+
+    Raises:
+        StageError: the stage cannot continue.
+        OutputError: an output cannot be written.
+    """
+    path = journal_path(output)
+    for folder in (output, path.parent):
+        make_folder(folder)
+    with _lock(output):
+        journal = _open_journal(output, settings, overwrite)
+        stamps = {job.clip: [stamp_of(path) for path in job.inputs] for job in jobs}
+        records = {job.clip: journal.get(job.clip, stamps[job.clip]) for job in jobs}
+        outcomes = {job.clip: _previous_outcome(job, records[job.clip], statuses, retry_failed) for job in jobs}
+        todo = [job for job in jobs if outcomes[job.clip] is None]
+        progress = tqdm(
+            total=len(jobs),
+            initial=len(jobs) - len(todo),
+            unit="clip",
+            desc=output.name,
+            disable=None if todo else True,
+        )
+        with progress, closing((execute or run_local)(function, todo, workers)) as results:
+            for job, outcome in _stop_after_crashes(results):
+                outcomes[job.clip] = outcome
+                if outcome.status not in statuses.done:
+                    remove(job.output)  # made by an earlier run from inputs that have changed since
+                if statuses.failed(outcome.status):
+                    log.warning("%s: %s: %s", job.clip, outcome.status, outcome.message)
+                if outcome.status != CRASHED:  # crashed clips are always tried again
+                    journal.add(job.clip, stamps[job.clip], asdict(outcome))
+                progress.update()
+    return {clip: outcome for clip, outcome in outcomes.items() if outcome}
+
+
+def journal_path(output: Path) -> Path:
+    """Return the path of the journal of an output folder."""
+    return output.parent / "progress" / f"{output.name}.jsonl"
+
+
+def summarize(outcomes: Mapping[str, Outcome]) -> str:
+    """Format a table: the number of clips per status with the sums of their counts."""
+    clips = Counter(outcome.status for outcome in outcomes.values())
+    columns = list(dict.fromkeys(name for outcome in outcomes.values() for name in outcome.counts))
+    sums: dict[str, Counter] = {status: Counter() for status in clips}
+    for outcome in outcomes.values():
+        sums[outcome.status].update(outcome.counts)
+    rows = [["status", "clips", *columns]]
+    rows += [[status, str(clips[status]), *(str(sums[status][name]) for name in columns)] for status in sorted(clips)]
+    return "\n".join(f"{row[0]:14}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows)
+
+
+def _open_journal(output: Path, settings: Mapping[str, Any], overwrite: bool) -> Journal:
+    path = journal_path(output)
+    owner = last_settings(path).get("stage")
+    if owner and owner != settings.get("stage"):
+        raise StageError(f"{output}: holds the outputs of {owner}. Choose another folder, or delete it and {path}")
+    journal = Journal(path, settings, overwrite)
+    if journal.changed:
+        log.info("settings changed since the last run (%s): clips are processed again", ", ".join(journal.changed))
+    return journal
+
+
+def _previous_outcome(
+    job: Job, record: dict[str, Any] | None, statuses: Statuses, retry_failed: bool
+) -> Outcome | None:
+    """Return the recorded outcome of a job, or None if it has to run."""
+    if record is None or (record["status"] in statuses.done and not job.output.exists()):
+        return None
+    outcome = Outcome(**record)
+    return None if retry_failed and statuses.failed(outcome.status) else outcome
+
+
+def _stop_after_crashes(results: Outcomes) -> Iterator[tuple[Job, Outcome]]:
+    """Pass results on. Raises StageError after MAX_CRASHES crashes in a row."""
+    crashes = 0
+    for job, outcome in results:
+        yield job, outcome
+        crashes = crashes + 1 if outcome.status == CRASHED else 0
+        if crashes == MAX_CRASHES:
+            raise StageError(f"{crashes} worker processes in a row died. Lower --workers if memory is short")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Wait until no other run writes to a folder. The system releases the lock of a process that dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s: another run is writing there; waiting for it to finish", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            log.warning("%s: cannot be locked (%s). Make sure that no other run writes there", folder, error.strerror)
+        yield
+    finally:
+        os.close(handle)
+
+
+def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: int) -> Outcomes:
+    """Executor: worker processes on this machine, each with one thread and one clip at a time."""
+    # Set before the processes start: libraries read these when they are loaded.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    queue = iter(jobs)
+    idle = [_Worker() for _ in range(workers)]
+    in_flight: dict[Future, tuple[Job, _Worker]] = {}
+    try:
+        while True:
+            while idle and (job := next(queue, None)):
+                worker = idle.pop()
+                in_flight[worker.submit(function, job)] = job, worker
+            if not in_flight:
+                return
+            for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                job, worker = in_flight.pop(future)
+                idle.append(worker)
+                yield job, _result(future)
+    finally:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+class _Worker:
+    """A worker process, started on first use and replaced when it has died.
+
+    It is a process pool of its own: the death of a process breaks its whole pool.
+    """
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _initialize_worker)
+
+    def submit(self, function: Callable[..., Outcome], job: Job) -> Future:
+        """Start a job. A process started here ignores Ctrl-C, which the parent handles."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self.pool.submit(_attempt, function, job.arguments)
+        except BrokenProcessPool:
+            self._start()
+            return self.pool.submit(_attempt, function, job.arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _result(future: Future) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Outcome(CRASHED, "its worker process died (out of memory?); the same command tries it again")
+
+
+def _initialize_worker() -> None:
+    """Use one thread, and exit when the parent does."""
+    import cv2
+
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    keep_freed_memory()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+    os._exit(1)
+
+
+def _attempt(function: Callable[..., Outcome], arguments: tuple) -> Outcome:
+    start = time.perf_counter()
+    try:
+        outcome = function(*arguments)
+    except UserError:
+        raise
+    except ClipError as error:
+        outcome = Outcome(error.status, str(error))
+    except Exception as error:
+        log.exception("%s", arguments[0])
+        outcome = Outcome(FAILED, f"{type(error).__name__}: {error}")
+    return Outcome(outcome.status, outcome.message, outcome.counts, round(time.perf_counter() - start, 3))

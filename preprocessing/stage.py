@@ -1,0 +1,108 @@
+"""What the stages share: the command line, the job run and the summary."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import cli, jobs
+from common.jobs import Job, Outcome, StageError, Statuses
+from common.text import abbreviate, plural
+from preprocessing.contact_sheet import draw_samples
+from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
+from preprocessing.detector_scale import parse_scale
+from preprocessing.layout import CROP_SUFFIX, CROPS, DataRoot
+
+STATUSES = Statuses(done=frozenset({"ok", "no_face"}), skipped=frozenset({"no_original", "no_video"}))
+
+log = logging.getLogger(__name__)
+
+
+def make_parser(docstring: str) -> argparse.ArgumentParser:
+    """Make a stage's parser. All stages accept the same options, so that one command line fits every stage."""
+    parser = cli.make_parser(docstring)
+    add = parser.add_argument_group("data").add_argument
+    add("--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset and of the outputs")
+    add("--layout", choices=("auto", *LAYOUTS), default="auto", help="layout of the dataset's files")
+    add("--crops-dir", type=Path, default=Path(CROPS), help="folder of the crops within DATA_ROOT")
+    add("--no-dataset-report", action="store_true", help="do not list the problems of the dataset")
+    add = parser.add_argument_group("run").add_argument
+    add("--workers", type=cli.positive, default=os.cpu_count(), help="number of worker processes")
+    add("--retry-failed", action="store_true", help="try clips again that failed in an earlier run")
+    add("--overwrite", action="store_true", help="start over, whatever an earlier run has finished")
+    add("--preview", type=cli.positive, metavar="N", help="write a contact sheet of N samples to DATA_ROOT/previews/")
+    add = parser.add_argument_group("face detector (stages 1 and 3)").add_argument
+    add(
+        "--detector-scale",
+        type=parse_scale,
+        default="auto",
+        metavar="SCALE",
+        help="scale of the detector's input: auto (by the frame's size) or a number. The released checkpoints were "
+        "trained with 0.5",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    return parser
+
+
+def data_root(args: argparse.Namespace) -> DataRoot:
+    """Return the dataset's paths for a stage's arguments."""
+    return DataRoot(args.root_dir, args.crops_dir)
+
+
+def load_dataset(args: argparse.Namespace) -> Dataset:
+    """Read the dataset and log its size and its problems. Raises DatasetError."""
+    dataset = read_dataset(args.root_dir, args.layout)
+    if not args.no_dataset_report:
+        fakes = sum(video.fake for video in dataset.videos.values())
+        log.info("%s: %s, %s", args.root_dir, plural(len(dataset.videos) - fakes, "real video"), plural(fakes, "fake"))
+        for kind, names in dataset.problems.items():
+            log.warning("%d %s: %s", len(names), kind, abbreviate(names))
+    return dataset
+
+
+def run_jobs(
+    args: argparse.Namespace,
+    function: Callable[..., Outcome],
+    todo: list[Job],
+    output: Path,
+    settings: Mapping[str, Any],
+    samples: Callable[[Path], list[np.ndarray]] | None = None,
+    suffix: str = CROP_SUFFIX,
+    extra: Mapping[str, Outcome] | None = None,
+) -> int:
+    """Run a stage over its clips, print the summary and draw the contact sheet. Return the exit status.
+
+    Args:
+        args: a stage's arguments.
+        function: the stage's function, see `common.jobs.run`.
+        todo: one job per clip.
+        output: folder of the outputs.
+        settings: what the outputs depend on.
+        samples: returns the images to show for one of the stage's output files.
+        suffix: ending of the names of these files.
+        extra: outcomes to add to the summary.
+    """
+    if output.resolve() in (args.root_dir.resolve(), *args.root_dir.resolve().parents):
+        raise StageError(f"{output}: outputs need a folder of their own. Choose another folder")
+    outcomes = jobs.run(function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite)
+    remedy = f"Fix them and run this again with --retry-failed ({jobs.journal_path(output)} has all messages)"
+    status = report({**outcomes, **(extra or {})}, remedy)
+    if samples and args.preview:
+        clips = [clip for clip, outcome in outcomes.items() if outcome.status == "ok"]
+        print(draw_samples(output, clips, args.preview, samples, suffix))
+    return status
+
+
+def report(outcomes: Mapping[str, Outcome], remedy: str) -> int:
+    """Print the summary of a stage. Return the exit status."""
+    print(jobs.summarize(outcomes), flush=True)
+    failed = [clip for clip, outcome in outcomes.items() if STATUSES.failed(outcome.status)]
+    if failed:
+        log.error("failed: %s. %s", abbreviate(failed), remedy)
+    return cli.CLIPS_FAILED if failed else cli.OK

@@ -1,0 +1,253 @@
+"""Datasets of three layouts, good and malformed, and the folds made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from preprocessing import sample_clips
+from preprocessing.dataset import DatasetError, read_dataset
+from preprocessing.generate_folds import assign_folds
+from tests.support.datasets import REAL, fake_of, part, stage
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def crops_for(root: Path, *clips: str) -> None:
+    """Two crops of each clip, as far as the folds need them."""
+    for clip in clips:
+        touch(root, f"crops/{clip}/0_0.png", f"crops/{clip}/10_0.png")
+
+
+@pytest.fixture(scope="module")
+def fifty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 parts of a real clip and a fake each, through the real stages."""
+    root = tmp_path_factory.mktemp("fifty")
+    clip = sample_clips.face_clip(root / "clip.mp4", 11, 160, 120)
+    for number in range(50):
+        folder = part(root, number, {f"r{number}.mp4": REAL, f"f{number}.mp4": fake_of(f"r{number}.mp4")})
+        for name in ("r", "f"):
+            (folder / f"{name}{number}.mp4").symlink_to(clip)
+    (root / "dfdc_notes").mkdir()  # a name with dfdc in it is no part
+    for name in ("detect_original_faces", "extract_crops", "generate_folds"):
+        finished = stage(name, root)
+        assert finished.returncode == 0, finished.stderr
+    return root
+
+
+def test_folds_of_fifty_parts(fifty: Path):
+    table = rows(fifty / "folds.csv")
+    assert list(table[0]) == ["video", "file", "label", "original", "frame", "fold"]
+    assert len(table) == 200
+    assert {row["fold"] for row in table} == {str(fold) for fold in range(16)}
+    for row in table:
+        number = int(row["video"][1:])
+        assert int(row["fold"]) == (15 if number >= 45 else number // 3)
+        assert row["label"] == str(int(row["video"][0] == "f"))
+        assert row["original"] == f"r{number}"
+        assert row["file"] == f"{row['frame']}_0.png"
+    assert {(row["video"], row["frame"]) for row in table} == {
+        (f"{kind}{number}", frame) for kind in "rf" for number in range(50) for frame in ("0", "10")
+    }
+
+
+def test_the_order_is_the_seeds(fifty: Path, tmp_path: Path):
+    first = (fifty / "folds.csv").read_text()
+    for name, seed in (("again", 777), ("other", 778)):
+        assert stage("generate_folds", fifty, "--out", tmp_path / name, "--seed", seed).returncode == 0
+    assert (tmp_path / "again").read_text() == first
+    other = (tmp_path / "other").read_text()
+    assert other != first
+    assert sorted(other.splitlines()) == sorted(first.splitlines())
+    videos = [row["video"] for row in rows(fifty / "folds.csv")]
+    assert videos != sorted(videos)
+    assert len(set(videos[:40])) > 25  # shuffled, not in runs
+
+
+@pytest.mark.parametrize(("splits", "run"), [(1, 50), (5, 10), (7, 7)])
+def test_other_numbers_of_folds(fifty: Path, tmp_path: Path, splits: int, run: int):
+    finished = stage("generate_folds", fifty, "--out", tmp_path / "f.csv", "--n-splits", splits)
+    assert finished.returncode == 0
+    table = rows(tmp_path / "f.csv")
+    assert all(int(row["fold"]) == min(int(row["video"][1:]) // run, splits - 1) for row in table)
+
+
+def test_too_many_folds(fifty: Path, tmp_path: Path):
+    finished = stage("generate_folds", fifty, "--out", tmp_path / "f.csv", "--n-splits", "51")
+    assert finished.returncode == 2
+    assert "there are 50 parts" in finished.stderr
+
+
+def test_malformed_metadata(tmp_path: Path):
+    """Each fault is named, the rest is used, and what has no crops is told from what needs none."""
+    entries = {
+        "good.mp4": REAL,
+        "fake.mp4": fake_of("good.mp4"),
+        "wrong.mp4": {"label": "MAYBE"},
+        "none.mp4": {"split": "train"},
+        "list.mp4": [1, 2],
+        "number.mp4": {"label": "FAKE", "original": 7},
+        "../../escape.mp4": REAL,
+        "/etc/passwd.mp4": REAL,
+        "..": REAL,
+        "": REAL,
+        "a\\b.mp4": REAL,
+        "notes.txt": REAL,
+        "lost.mp4": fake_of("nowhere.mp4"),
+        "nameless.mp4": {"label": "FAKE", "split": "train", "original": None},
+        "of_a_fake.mp4": fake_of("fake.mp4"),
+        "absent.mp4": REAL,
+        f"{'x' * 300}.mp4": REAL,
+    }
+    part(tmp_path, 0, entries)
+    names = [name for name in entries if name.endswith(".mp4") and not set("/\\") & set(name) and len(name) < 100]
+    touch(tmp_path, *(f"dfdc_train_part_0/{name}" for name in {*names, "unlisted.mp4"} - {"absent.mp4"}))
+    part(tmp_path, 7, {"good.mp4": REAL, "elsewhere.mp4": fake_of("good.mp4")})
+    touch(tmp_path, "dfdc_train_part_7/good.mp4", "dfdc_train_part_7/elsewhere.mp4")
+    for number, content in (
+        (8, "{cut"),
+        (9, "[]"),
+        (11, '{"twice.mp4": {"label": "REAL"}, "twice.mp4": {"label": "REAL"}}'),
+    ):
+        part(tmp_path, number, {})
+        (tmp_path / f"dfdc_train_part_{number}/metadata.json").write_text(content)
+    (tmp_path / "dfdc_train_part_10").mkdir()
+    touch(tmp_path, "dfdc_train_part_11/twice.mp4")
+    crops_for(tmp_path, "good", "fake", "elsewhere", "twice")
+    (tmp_path / "crops/lost").mkdir()
+    finished = stage("generate_folds", tmp_path)
+    assert finished.returncode == 3  # of absent.mp4 there are no crops
+    for line in (
+        "2 labels that are neither REAL nor FAKE: dfdc_train_part_0/wrong.mp4, dfdc_train_part_0/none.mp4",
+        "2 malformed entries of metadata.json: dfdc_train_part_0/list.mp4, dfdc_train_part_0/number.mp4",
+        "5 names that are no names of files in their folder: dfdc_train_part_0/../../escape.mp4, ",
+        "1 names that are too long: dfdc_train_part_0/xxx",
+        "1 names that are not a video's: dfdc_train_part_0/notes.txt",
+        "3 fakes without a real original in the dataset: lost (of nowhere), nameless (of None), of_a_fake (of fake)",
+        "1 videos listed, but not there: dfdc_train_part_0/absent.mp4",
+        "1 videos there, but not listed: dfdc_train_part_0/unlisted.mp4",
+        "2 ids given to several videos, of which the first counts: dfdc_train_part_7/good.mp4, dfdc_train_part_11/tw",
+        "3 metadata files that cannot be read: dfdc_train_part_8/metadata.json",
+        "dfdc_train_part_9/metadata.json (holds no object)",
+        "dfdc_train_part_10/metadata.json (No such file or directory)",
+    ):
+        assert line in finished.stderr
+    folds = {row["video"]: row["fold"] for row in rows(tmp_path / "folds.csv")}
+    assert folds == {"good": "0", "fake": "0", "elsewhere": "0", "twice": "3"}  # a fake goes with its original
+    assert "failed: absent;" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_fakes_of_one_missing_original_stay_together(tmp_path: Path):
+    for number in (0, 20, 40):
+        part(tmp_path, number, {f"f{number}.mp4": fake_of("nowhere.mp4")})
+        touch(tmp_path, f"dfdc_train_part_{number}/f{number}.mp4")
+    dataset = read_dataset(tmp_path)
+    assert set(assign_folds(dataset, 16, 777).values()) == {0}
+
+
+def test_parts_beyond_the_fiftieth(tmp_path: Path):
+    part(tmp_path, 50, {"a.mp4": REAL})
+    part(tmp_path, 120, {"b.mp4": REAL})
+    assert assign_folds(read_dataset(tmp_path), 16, 777) == {"a": 15, "b": 15}
+
+
+def test_no_dataset(tmp_path: Path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        read_dataset(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="neither"):
+        read_dataset(tmp_path)
+    part(tmp_path, 0, {})
+    with pytest.raises(DatasetError, match="it is empty"):
+        read_dataset(tmp_path)
+    with pytest.raises(DatasetError, match="layout celebdf"):
+        read_dataset(tmp_path, "celebdf")
+    (tmp_path / "Celeb-real").mkdir()
+    with pytest.raises(DatasetError, match=r"several datasets; choose one with --layout dfdc\|celebdf"):
+        read_dataset(tmp_path)
+
+
+def faceforensics(root: Path) -> None:
+    for number in range(8):
+        touch(root, f"original_sequences/youtube/c23/videos/{number:03}.mp4")
+        for method in ("Deepfakes", "FaceSwap"):
+            touch(root, f"manipulated_sequences/{method}/c23/videos/{number:03}_{number ^ 1:03}.mp4")
+    touch(root, "original_sequences/actors/c23/videos/01__kitchen.mp4", "original_sequences/youtube/raw/videos/000.mp4")
+    touch(root, "manipulated_sequences/DeepFakeDetection/c23/videos/01_02__kitchen__ABC.mp4")
+
+
+def test_faceforensics(tmp_path: Path):
+    faceforensics(tmp_path)
+    dataset = read_dataset(tmp_path)
+    assert (dataset.layout, dataset.problems) == ("ffpp", {})
+    assert len(dataset.videos) == 8 + 16 + 2
+    fake = dataset.videos["FaceSwap_003_002"]
+    assert (fake.fake, fake.original) == (True, "003")
+    assert dataset.original_of(fake).path == tmp_path / "original_sequences/youtube/c23/videos/003.mp4"
+    assert dataset.videos["DeepFakeDetection_01_02__kitchen__ABC"].original == "01__kitchen"
+    folds = assign_folds(dataset, 3, 777)
+    assert set(folds.values()) == {0, 1, 2}
+    for number in range(8):  # both persons of a swap, and all that is made of them
+        first, second = f"{number:03}", f"{number ^ 1:03}"
+        together = {
+            folds[name] for name in (first, second, f"Deepfakes_{first}_{second}", f"FaceSwap_{second}_{first}")
+        }
+        assert len(together) == 1
+    assert folds == assign_folds(dataset, 3, 777)
+    assert any(assign_folds(dataset, 3, seed) != folds for seed in range(3))
+
+
+def test_faceforensics_with_official_splits(tmp_path: Path):
+    faceforensics(tmp_path)
+    (tmp_path / "splits").mkdir()
+    for name, pairs in (
+        ("train", [["000", "001"], ["002", "003"]]),
+        ("val", [["004", "005"]]),
+        ("test", [["006", "007"]]),
+    ):
+        (tmp_path / "splits" / f"{name}.json").write_text(json.dumps(pairs))
+    folds = assign_folds(read_dataset(tmp_path), 16, 777)
+    assert {folds["004"], folds["Deepfakes_005_004"]} == {0}
+    assert {folds["006"], folds["FaceSwap_006_007"]} == {-1}
+    assert all(folds[name] > 0 for name in ("000", "001", "Deepfakes_002_003", "01__kitchen"))
+    assert folds["000"] == folds["001"] == folds["FaceSwap_000_001"]
+
+
+def test_celeb_df(tmp_path: Path):
+    touch(tmp_path, *(f"Celeb-real/id{person}_{number:04}.mp4" for person in range(4) for number in range(3)))
+    touch(tmp_path, *(f"Celeb-synthesis/id{person}_id{person ^ 1}_0000.mp4" for person in range(4)))
+    touch(tmp_path, *(f"YouTube-real/{number:05}.mp4" for number in range(5)), "Celeb-synthesis/odd.mp4")
+    dataset = read_dataset(tmp_path)
+    assert dataset.layout == "celebdf"
+    assert dataset.problems == {"names that do not tell the person": ["Celeb-synthesis/odd.mp4"]}
+    assert len(dataset.videos) == 12 + 4 + 5
+    assert dataset.videos["id2_id3_0000"].original == "id2_0000"
+    assert not dataset.videos["00003"].fake
+    folds = assign_folds(dataset, 3, 777)
+    for person in range(4):
+        assert (
+            len({folds[f"id{person}_{number:04}"] for number in range(3)} | {folds[f"id{person}_id{person ^ 1}_0000"]})
+            == 1
+        )
+    (tmp_path / "List_of_testing_videos.txt").write_text(
+        "1 YouTube-real/00003.mp4\n0 Celeb-synthesis/id1_id0_0000.mp4\n"
+    )
+    official = assign_folds(read_dataset(tmp_path), 3, 777)
+    assert {name for name, fold in official.items() if fold == -1} == {"00003", "id1_id0_0000"}
+    crops_for(tmp_path, *dataset.videos)
+    finished = stage("generate_folds", tmp_path, "--layout", "celebdf", "--n-splits", "3")
+    assert finished.returncode == 0
+    assert "1 videos are in another fold than others of their original, by the official split" in finished.stderr
+    assert {row["video"]: int(row["fold"]) for row in rows(tmp_path / "folds.csv")} == official
