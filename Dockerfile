@@ -1,8 +1,8 @@
 # The container of the shell scripts:
 #     docker build -t df .
 #     docker run --gpus all --ipc=host --rm -v DATA_ROOT:/dataset -it df
-# PyTorch's wheels bring CUDA 13 libraries of their own; the base image needs to match their major version only.
-# The C compiler and Python's headers are what torch.compile needs.
+# PyTorch's wheels contain CUDA 13 libraries; the base image only has to match their major version.
+# torch.compile needs the C compiler and Python's headers.
 # NVIDIA apex (its fused optimizers) has to be compiled: --build-arg FLAVOUR=devel --build-arg APEX=1
 ARG FLAVOUR=base
 FROM nvidia/cuda:13.0.1-${FLAVOUR}-ubuntu24.04
@@ -12,11 +12,11 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends bsdextrautils ca-certificates curl gcc git libc6-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# An environment of its own, first on the path: the scripts find it as python3 and use it as it is.
+# A virtual environment, first in PATH: the scripts find it as python3 and use it as it is.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
-COPY requirements.txt /tmp/requirements.txt
+COPY requirements.txt constraints.txt /tmp/
 RUN python3 -m venv /opt/venv \
-    && pip install --no-cache-dir --requirement /tmp/requirements.txt
+    && pip install --no-cache-dir --requirement /tmp/requirements.txt --constraint /tmp/constraints.txt
 
 ARG APEX=0
 # hadolint ignore=DL3013

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make sample clips, score them with the embedded model and print the table.
+# Make three sample clips, score them with the embedded model and print the submission.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
 usage: $0 [FOLDER]
-  FOLDER   where the clips and the results go (default: demo/)
+  FOLDER   folder for the clips and the results (default: demo/)
 USAGE
 }
 
@@ -23,5 +23,5 @@ use_python "$PWD/requirements.txt"
 "$PYTHON" -m preprocessing.sample_clips "$folder/videos"
 "$PYTHON" predict_folder.py --test-dir "$folder/videos" --output "$folder/submission.csv"
 echo
-echo "$folder/submission.csv (label: probability that the faces are fake; 0.5 where there is no face)"
+echo "$folder/submission.csv (label: probability that the faces are fake; 0.5 if there is no face)"
 column -s, -t "$folder/submission.csv" 2>/dev/null || cat "$folder/submission.csv"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Download the seven released checkpoints (1.9 GB) and check them.
+# Download the seven released checkpoints (1.9 GB) and verify them.
 #
-# An interrupted download resumes when the script is run again. A file gets its final name only after it has loaded as
-# the expected network; files that are present and valid are skipped. WEIGHTS_URL overrides the download location.
+# After an interruption, the same command resumes. A file gets its final name only after it has been loaded as the
+# expected network; valid files are skipped. WEIGHTS_URL overrides the download location.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
 usage: $0 [FOLDER]
-  FOLDER   an existing folder (default: weights/)
+  FOLDER   existing folder for the checkpoints (default: weights/)
 USAGE
 }
 
@@ -18,19 +18,20 @@ case ${1:-} in
 esac
 [ $# -le 1 ] || { usage >&2 && exit 2; }
 root=$(cd "$(dirname "$0")" && pwd)
-[ -d "${1:-$root/weights}" ] || { echo "$1: no such folder. Create it first" >&2 && exit 2; }
-folder=$(cd "${1:-$root/weights}" && pwd)
+folder=${1:-$root/weights}
+[ -d "$folder" ] || { echo "$folder: no such folder. Create it first" >&2 && exit 2; }
+folder=$(cd "$folder" && pwd)
 url=${WEIGHTS_URL:-https://github.com/selimsef/dfdc_deepfake_challenge/releases/download/0.0.1}
 command -v curl >/dev/null || { echo "curl: not found. Install it" >&2 && exit 2; }
 . "$root/environment.sh"
 use_python "$root/requirements.txt"
 
-# Print `FILE: ...` for each file that is a released checkpoint, and what is wrong with the others.
+# Print `FILE: ...` for each file that is a released checkpoint, and to stderr what is wrong with the others.
 check() {
     PYTHONPATH=$root "$PYTHON" -m training.tools.checkpoint --released "$@"
 }
 
-# Download one file to NAME.part, continuing after what is already there.
+# Download a file to NAME.part, resuming a partial download.
 fetch() {
     local name=$1 part=$folder/$1.part attempt code status
     for attempt in 1 2 3 4 5; do
@@ -39,13 +40,13 @@ fetch() {
             --connect-timeout 30 --speed-limit 1000 --speed-time 60 \
             --continue-at - --output "$part" "$url/$name") || status=$?
         case $status:$code in
-            0:* | *:416) return 0 ;; # 416: the file is complete
+            0:* | *:416) return 0 ;; # 416: nothing is left to download
             *:404) echo "$url/$name: no such file. Set WEIGHTS_URL to a location that has it" >&2 && return 1 ;;
-            5:* | 6:* | 7:*)
+            5:* | 6:* | 7:* | 28:000) # no proxy, no such host, connection refused, no response
                 echo "$url: cannot be reached. Check the connection and run $0 again" >&2
                 exit 1
                 ;;
-            33:*) rm -f "$part" ;; # the server cannot resume
+            33:*) rm -f "$part" ;; # the server cannot resume downloads
         esac
         echo "$name: interrupted (attempt $attempt of 5)" >&2
         sleep "${RETRY_SECONDS:-5}"
@@ -54,7 +55,7 @@ fetch() {
     return 1
 }
 
-present=() failed=()
+present=() failed=() # files in the folder; names that could not be downloaded
 while read -r name; do
     [ ! -f "$folder/$name" ] || present+=("$folder/$name")
 done < "$root/configs/released_checkpoints.txt"

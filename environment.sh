@@ -1,8 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: sets PYTHON to an interpreter that has the packages of a requirements file.
+# Sourced by the other scripts: `use_python FILE` sets PYTHON to an interpreter with the packages of a requirements file.
 #
-# Candidates, in this order: $PYTHON, the active environment (in a container, the system's python3), and .venv, which is
-# created or completed if no candidate has the packages. New packages get the versions of constraints.txt.
+# If $PYTHON is set, it must have them. Otherwise, python3 (the active environment) is used if it has them, then .venv,
+# which is created or completed if necessary, with the versions of constraints.txt.
+
+# Without this, bash goes on with the next command if the interrupted one has handled Ctrl-C.
+trap 'exit 130' INT
 
 use_python() {
     local requirements=$1 root venv
@@ -24,10 +27,10 @@ use_python() {
             return 0
         fi
     done
-    echo "installing the packages of $requirements into $venv (once; PyTorch takes several GB)" >&2
+    echo "installing the packages of $requirements into $venv (needed once, several GB)" >&2
     if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-            echo "python3: is older than 3.11. Create the environment with a newer one (python3.12 -m venv $venv) and run this again" >&2
+            echo "python3: is older than 3.11. Create $venv with a newer Python (python3.12 -m venv $venv) and run this again" >&2
             return 2
         }
         python3 -m venv --clear "$venv"
@@ -37,6 +40,7 @@ use_python() {
     _has_packages "$PYTHON" "$requirements"
 }
 
+# Check that interpreter $1 has the packages of file $2. Print the first missing one to stderr.
 _has_packages() {
     command -v "$1" >/dev/null && "$1" - "$2" <<'PYTHON'
 import signal

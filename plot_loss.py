@@ -1,105 +1,145 @@
-"""Draw the validation losses of training runs, to choose checkpoints by.
+"""Plot the validation loss of training runs, to select checkpoints.
 
     python plot_loss.py --log-file logs/RUN.jsonl [logs/OTHER.jsonl ...] [--fake-weight 1.4] [--output loss.png]
 
-The curve is (fake_weight * fake_loss + real_loss) / 2 per epoch. The five best epochs of each run are marked and
-numbered; the first 16 epochs are passed over, if there are more.
+plots (fake_weight * fake_loss + real_loss) / 2 per epoch. The five best epochs of each run are marked with their
+numbers; the first 16 epochs are not considered if there are more. A star marks the best epoch of training
+(RUN_best.pt), which may be another one: training weighs both classes equally.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import matplotlib as mpl
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common import cli
 from common.errors import UserError
 from common.files import atomic_file, make_folder
+from common.text import abbreviate
 from training.tools.log import read_log
 
-# The winning solution's weight of the fakes' loss, and what it took checkpoints from.
-FAKE_WEIGHT = 1.4
-FIRST = 16
-BEST = 5
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# How the winning solution selected checkpoints: the weight of fake_loss, the first epoch considered, the number of
+# epochs.
+FAKE_WEIGHT, FIRST_EPOCH, BEST_COUNT = 1.4, 16, 5
 
 log = logging.getLogger(__name__)
 
 
 class PlotError(UserError):
-    """Logs in which there is nothing to draw."""
+    """A log without anything to plot."""
+
+
+class Run(NamedTuple):
+    """The validation losses of a run.
+
+    Attributes:
+        losses: epoch -> weighted loss, or the loss of the only class.
+        best_in_training: epoch with the lowest unweighted loss, whose checkpoint is RUN_best.pt.
+    """
+
+    losses: dict[int, float]
+    best_in_training: int
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--log-file", type=Path, nargs="+", required=True, help="logs of training, LOGDIR/RUN.jsonl")
-    parser.add_argument("--fake-weight", type=float, default=FAKE_WEIGHT, help="of the fakes' loss")
-    parser.add_argument("--output", type=Path, help="PNG to write (default: a window; without a screen, loss.png)")
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("--log-file", type=Path, nargs="+", required=True, metavar="JSONL", help="logs of training, LOGDIR/RUN.jsonl")
+    add("--fake-weight", type=float, default=FAKE_WEIGHT, metavar="WEIGHT", help="weight of fake_loss")
+    add("--output", type=Path, metavar="PNG", help="file to write (default: a window, or loss.png without a display)")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
+    """Plot the runs and print their best epochs. Return the exit status."""
     stems = [path.stem for path in args.log_file]
     names = stems if len(set(stems)) == len(stems) else list(map(str, args.log_file))
-    runs = {name: losses(path, args.fake_weight) for name, path in zip(names, args.log_file, strict=True)}
+    runs = {name: read_run(path, args.fake_weight) for name, path in zip(names, args.log_file, strict=True)}
+
+    import matplotlib as mpl
+
     if args.output:
         mpl.use("Agg")
     from matplotlib import pyplot
 
-    # matplotlib chooses this one by itself where there is no screen
+    # Without a display, matplotlib chooses the Agg backend, which has no windows.
     output = args.output or (Path("loss.png") if mpl.get_backend().lower() == "agg" else None)
-    figure = draw(runs, args.fake_weight)
+    figure = plot(runs, args.fake_weight)
     for name, run in runs.items():
-        print(f"{name}: best epochs {', '.join(f'{epoch} ({run[epoch]:.4f})' for epoch in best_epochs(run))}")
+        epochs = ", ".join(f"{epoch} ({run.losses[epoch]:.4f})" for epoch in best_epochs(run.losses))
+        print(f"{name}: best epochs {epochs}")
+        if args.fake_weight != 1 and best_epochs(run.losses)[0] != run.best_in_training:
+            print(
+                f"{name}: training selected epoch {run.best_in_training} (RUN_best.pt) with both classes weighed "
+                f"equally; the fake weight here is {args.fake_weight:g}"
+            )
     if output is None:
         pyplot.show()
-        return 0
+        return cli.OK
     make_folder(output.parent)
     with atomic_file(output) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     print(output)
-    return 0
+    return cli.OK
 
 
-def losses(path: Path, fake_weight: float) -> dict[int, float]:
-    """The weighted loss of each epoch that was validated; of a single class, its loss. Raises LogError, PlotError."""
+def read_run(path: Path, fake_weight: float) -> Run:
+    """Read the losses of the epochs that were validated. Raises LogError, PlotError."""
     lines = [line for line in read_log(path) if line.get("fake_loss") is not None or line.get("real_loss") is not None]
     if not lines:
-        raise PlotError(f"{path}: no epoch has a fake_loss or a real_loss")
+        raise PlotError(f"{path}: no epoch has a fake_loss or a real_loss. Choose a log with validated epochs")
     for missing, present in (("fake_loss", "real_loss"), ("real_loss", "fake_loss")):
-        if any(line.get(missing) is None for line in lines):
-            log.warning("%s: validated on one class in places, where the curve is its %s alone", path, present)
-    return {line["epoch"]: _weighted(line.get("fake_loss"), line.get("real_loss"), fake_weight) for line in lines}
+        epochs = [line["epoch"] for line in lines if line.get(missing) is None]
+        if epochs:
+            where = "all epochs" if len(epochs) == len(lines) else f"epochs {abbreviate([str(n) for n in epochs])}"
+            log.warning("%s: validated on one class only in %s; the plot shows the %s there", path, where, present)
+    losses = {line["epoch"]: _weighted(line, fake_weight) for line in lines}
+    unweighted = {line["epoch"]: _weighted(line, 1) for line in lines}
+    return Run(losses, min(unweighted, key=unweighted.__getitem__))
 
 
-def _weighted(fake: float | None, real: float | None, fake_weight: float) -> float:
-    if fake is None or real is None:
-        return real if fake is None else fake
-    return (fake_weight * fake + real) / 2
+def _weighted(line: Mapping[str, Any], fake_weight: float) -> float:
+    """Return the weighted loss of an epoch, or the loss of the only class."""
+    fake, real = line.get("fake_loss"), line.get("real_loss")
+    if fake is None:
+        return line["real_loss"]
+    return fake if real is None else (fake_weight * fake + real) / 2
 
 
-def best_epochs(run: dict[int, float]) -> list[int]:
-    """The five of the lowest loss, the best one first; from the seventeenth epoch on, if there are so many."""
-    late = [epoch for epoch in run if epoch >= FIRST]
-    return sorted(late or run, key=run.get)[:BEST]
+def best_epochs(losses: Mapping[int, float]) -> list[int]:
+    """Return up to five epochs with the lowest loss, best first. Early epochs count only if there are no later ones."""
+    late = [epoch for epoch in losses if epoch >= FIRST_EPOCH]
+    return sorted(late or losses, key=losses.__getitem__)[:BEST_COUNT]
 
 
-def draw(runs: dict[str, dict[int, float]], fake_weight: float) -> Any:
-    """A figure with a curve a run."""
+def plot(runs: Mapping[str, Run], fake_weight: float) -> Figure:
+    """Plot one curve per run with its best epochs."""
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
+    star: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 14,
+        "markerfacecolor": "white",
+        "linestyle": "none",
+        "zorder": 4,
+    }
     figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
-    for name, run in runs.items():
-        (line,) = axes.plot(list(run), list(run.values()), marker=".", label=name, zorder=2)
-        for epoch in best_epochs(run):
-            axes.plot(epoch, run[epoch], marker="o", color=line.get_color(), zorder=3)
-            axes.annotate(str(epoch), (epoch, run[epoch]), (0, -14), textcoords="offset points", ha="center")
-    axes.set(xlabel="epoch", ylabel=f"validation loss, ({fake_weight:g} fake + real) / 2")
+    for name, (losses, best_in_training) in runs.items():
+        (line,) = axes.plot(list(losses), list(losses.values()), marker=".", label=name, zorder=2)
+        for epoch in best_epochs(losses):
+            axes.plot(epoch, losses[epoch], marker="o", color=line.get_color(), zorder=3)
+            axes.annotate(str(epoch), (epoch, losses[epoch]), (0, -14), textcoords="offset points", ha="center")
+        axes.plot(best_in_training, losses[best_in_training], color=line.get_color(), **star)
+    axes.plot([], [], color="gray", label="best of training (classes weighed equally)", **star)
+    axes.set(xlabel="epoch", ylabel=f"validation loss, ({fake_weight:g} * fake_loss + real_loss) / 2")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.12)
     axes.grid(alpha=0.3)

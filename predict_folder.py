@@ -1,15 +1,20 @@
-"""Score every video of a folder: the probability that its faces are fake.
+"""Score every video in a folder with the probability that its faces are fake.
 
     python predict_folder.py --test-dir VIDEOS --output submission.csv [--models A B ...]
 
 writes a CSV with the columns filename and label, one row per video. Without --models, the embedded model in weights/
 is used. After an interruption, the same command resumes.
 
-Exit status: 0 all videos were read (some may have no face); 3 some could not be read; 2 wrong usage or a checkpoint
-that cannot be used; 130 interrupted by Ctrl-C.
+Exit status: 0 if all videos were read (some may have no face), 3 if some are unreadable, 2 for wrong arguments or a
+run that cannot continue, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program without a traceback until it is loaded
 
 import argparse
 import logging
@@ -37,14 +42,24 @@ def get_args_parser() -> argparse.ArgumentParser:
     add(
         "--test-dir", type=Path, required=True, metavar="VIDEOS", help="folder of videos (with subfolders) or one video"
     )
-    add("--output", type=Path, required=True, metavar="CSV", help="CSV to write")
-    add("--details", type=Path, metavar="JSONL", help="also write status, faces and scores, one JSON line per video")
-    add("--models", nargs="+", metavar="CHECKPOINT", help="paths, or names in --weights-dir (default: embedded model)")
+    add("--output", type=Path, required=True, metavar="CSV", help="CSV file to write")
+    add(
+        "--details",
+        type=Path,
+        metavar="JSONL",
+        help="JSON Lines file to write: status, faces and face scores of each video",
+    )
+    add(
+        "--models",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="checkpoints: paths, or names in --weights-dir (default: the embedded model)",
+    )
     add("--weights-dir", type=Path, default=ROOT / "weights", metavar="DIR", help="folder of the checkpoints")
-    add("--overwrite", action="store_true", help="start over, whatever an earlier run has finished")
+    add("--overwrite", action="store_true", help="start over instead of resuming an earlier run")
     add = parser.add_argument_group("method").add_argument
-    add("--frames", type=cli.positive, default=FRAMES, help="number of frames, spread evenly over each video")
-    add("--strategy", choices=STRATEGIES, default="confident", help="aggregation of face scores to a video's score")
+    add("--frames", type=cli.positive, default=FRAMES, help="number of frames, evenly spaced over each video")
+    add("--strategy", choices=STRATEGIES, default="confident", help="aggregation of face scores to a video score")
     add(
         "--detector-scale",
         type=parse_scale,
@@ -54,9 +69,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "were trained and run with 0.5",
     )
     add = parser.add_argument_group("hardware").add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--device", default="auto", help="device of the networks: auto, cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the classifiers")
-    add("--batch-size", type=cli.positive, help="faces per forward pass (default: by device)")
+    add("--batch-size", type=cli.positive, help="number of faces per forward pass (default: by device)")
     add("--workers", type=cli.positive, help="number of videos decoded concurrently (default: by CPU cores)")
     return parser
 
@@ -69,11 +84,13 @@ def main(args: argparse.Namespace) -> int:
     submission.check_outputs([args.output, progress, *([args.details] if args.details else [])], videos)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
 
-    # PyTorch takes seconds to load: not before the arguments are known to be good.
+    # These import PyTorch, which takes seconds: only after the arguments have been checked.
     from inference.ensemble import Ensemble
     from inference.predictor import Predictor
     from preprocessing.faces import FaceDetector
 
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     ensemble = Ensemble(checkpoints, args.device, args.precision)
     scale = None if args.detector_scale == "auto" else args.detector_scale
     detector = FaceDetector("inference", ensemble.device, scale)
@@ -93,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
         log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
     submission.log_start(videos, others, ensemble.names, f"{ensemble.device} in {ensemble.precision}")
     if args.models is None:
-        log.warning("the embedded model is small and often wrong: see %s", MODEL_CARD)
+        log.info("the embedded model is small and often wrong, see %s", MODEL_CARD)
 
     records = submission.score_videos(videos, predictor, journal)
     submission.write_submission(args.output, records)

@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# Score a folder of videos with the seven released checkpoints at the detector scale they were made with.
+# Score a folder of videos with the seven released checkpoints, at the detector scale that they were trained with.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
-usage: $0 VIDEO_FOLDER submission.csv [options of predict_folder.py]
-  Scores a folder of videos with the seven released checkpoints; ./download_weights.sh downloads them.
+usage: $0 VIDEO_FOLDER SUBMISSION_CSV [options of predict_folder.py]
+  VIDEO_FOLDER     folder of videos
+  SUBMISSION_CSV   CSV file to write
+
+Uses the seven released checkpoints, which ./download_weights.sh downloads.
 USAGE
 }
 
 case ${1:-} in -h | --help) usage && exit 0 ;; esac
-[ $# -ge 2 ] || { usage >&2 && exit 2; }
+case ${1:--} in -*) usage >&2 && exit 2 ;; esac
+case ${2:--} in -*) usage >&2 && exit 2 ;; esac
 root=$(cd "$(dirname "$0")" && pwd)
 . "$root/environment.sh"
 use_python "$root/requirements.txt"

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Prepare a dataset for training: the five stages in order. After an interruption, the same command resumes.
+# Prepare a dataset for training: run the five stages in order. After an interruption, the same command resumes.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
 usage: $0 DATA_ROOT [options]
+  DATA_ROOT            folder of the dataset and of the outputs
   --detector-scale S   scale of the face detector's input: auto (by the frame's size) or a number
-  --device D           auto, cpu, cuda or cuda:1
+  --device D           device of the face detector: auto, cpu, cuda or cuda:1
   --workers N          number of worker processes
-  --layout L           auto, dfdc, ffpp or celebdf
+  --layout L           layout of the dataset's files: auto, dfdc, ffpp or celebdf
   --crops-dir DIR      folder of the crops within DATA_ROOT
   --preview N          write contact sheets of N crops, landmarks and masks to DATA_ROOT/previews/
   --retry-failed       try clips again that failed in an earlier run
-  --overwrite          start over
+  --overwrite          start over instead of resuming an earlier run
 USAGE
 }
 
@@ -27,17 +28,17 @@ root=$(cd "$(dirname "$0")" && pwd)
 use_python "$root/requirements.txt"
 
 status=0
-report=()
+quiet=()
 for stage in detect_original_faces extract_crops generate_landmarks generate_diffs generate_folds; do
     echo "== $stage"
     code=0
-    "$PYTHON" "$root/preprocessing/$stage.py" --root-dir "$data" "$@" ${report[@]+"${report[@]}"} || code=$?
+    "$PYTHON" "$root/preprocessing/$stage.py" --root-dir "$data" "$@" ${quiet[@]+"${quiet[@]}"} || code=$?
     case $code in
         0) ;;
         3) status=3 ;;
         *) echo "stopped at $stage (exit status $code)" >&2 && exit "$code" ;;
     esac
-    report=(--no-dataset-report) # once is enough
+    quiet=(--no-dataset-report) # the first stage has listed the dataset's problems
 done
 if [ $status != 0 ]; then
     echo "finished, but some clips failed (see above). Fix them and run the same command with --retry-failed" >&2

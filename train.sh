@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Train the winning solution's five networks, one seed after the other. After an interruption, the same command resumes.
+# Train the five networks of the winning solution, one per seed. After an interruption, the same command resumes.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
-usage: $0 DATA_ROOT NUM_GPUS [config] [options of training/pipelines/train_classifier.py]
+usage: $0 DATA_ROOT NUM_GPUS [CONFIG] [options of training/pipelines/train_classifier.py]
   DATA_ROOT   dataset prepared by preprocess_data.sh
-  NUM_GPUS    number of processes, one per GPU; 0 trains on the CPU
-  config      default: configs/b7.json
+  NUM_GPUS    number of GPUs, each with a process of its own; 0 trains on the CPU
+  CONFIG      configuration file (default: configs/b7.json)
 USAGE
 }
 
@@ -27,7 +27,7 @@ esac
 for option in "$@"; do
     case $option in
         --seed* | --prefix* | --config*)
-            echo "$0: ${option%%=*} is set for each seed. Use training/pipelines/train_classifier.py for a single run" >&2
+            echo "${option%%=*}: is set by $0. Use training/pipelines/train_classifier.py for a single run" >&2
             exit 2
             ;;
     esac

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Retrain the embedded model: train, calibrate on half of fold 0, measure on the other half.
+# Retrain the embedded model: train it, calibrate it on one half of fold 0 and evaluate it on the other half.
 # After an interruption, the same command resumes.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
 usage: $0 DATA_ROOT [OUTPUT_DIR] [options of training/pipelines/train_classifier.py]
-  DATA_ROOT    has crops/ and folds.csv; the crops are as weights/MODEL_CARD.md describes them
-  OUTPUT_DIR   default: weights/retrained/; gets model.pt, metrics.json and the plots
+  DATA_ROOT    folder with folds.csv and with the crops that weights/MODEL_CARD.md describes in crops/
+  OUTPUT_DIR   folder for model.pt, metrics.json and the plots (default: weights/retrained/)
 USAGE
 }
 
@@ -25,14 +25,14 @@ case ${1:--} in
         shift
         ;;
 esac
-shared=() before=
+shared=() before= # options that calibrate.py and evaluate.py get as well; the previous option
 for option in "$@"; do
     case $before in --device | --workers) shared+=("$before" "$option") ;; esac
     case $option in
         --device=* | --workers=*) shared+=("$option") ;;
         --config* | --prefix* | --fold* | --public* | --crops-dir* | --output-dir* | --data-dir* | --preview* | \
             encoder=* | --set=encoder=* | network=* | --set=network=*)
-            echo "$0: ${option%%=*} is part of the recipe. Use training/pipelines/train_classifier.py for another one" >&2
+            echo "${option%%=*}: is set by $0. Use training/pipelines/train_classifier.py for other settings" >&2
             exit 2
             ;;
     esac

@@ -1,1 +1,1 @@
-"""One script a claim in the README; each prints a ratio measured in one run."""
+"""Benchmarks: one script per claim of docs/benchmarks.md. Each measures both sides of its comparison in one run."""

@@ -1,43 +1,47 @@
-"""Does the number of clips change how much memory is taken?
+"""Compare the peak memory of prediction for few and for many clips.
 
     python -m benchmarks.memory [--few 20] [--many 200]
 
-Scores FEW and MANY copies of a 1080p clip with the embedded network and compares the peaks.
+Scores copies of a generated 1080p clip with the embedded model. A ratio near 1 means that memory does not grow with
+the number of clips.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.processes import measure
+from common import cli
 from preprocessing import sample_clips
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--few", type=int, default=20)
-    parser.add_argument("--many", type=int, default=200)
-    args = parser.parse_args()
+def get_args_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--few", type=cli.positive, default=20, help="number of clips in the first run")
+    parser.add_argument("--many", type=cli.positive, default=200, help="number of clips in the second run")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure both runs and print the peaks and their ratio. Return the exit status."""
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         clip = sample_clips.face_clip(Path(folder) / "clip.mp4", 32, 1920, 1080)
-        for count in (args.few, args.many):  # the fewer first: children's peak is one figure that only grows
-            videos = Path(folder) / str(count)
+        for name in ("few", "many"):
+            count, videos = getattr(args, name), Path(folder) / name
             videos.mkdir()
             for number in range(count):
                 os.link(clip, videos / f"{number}.mp4")
-            command = [sys.executable, "predict_folder.py", "--test-dir", str(videos)]
-            subprocess.run([*command, "--output", f"{folder}/{count}.csv"], check=True)
-            unit = 2**30 if sys.platform == "darwin" else 2**20
-            peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
-            print(f"{count} clips of 1080p: peak {peaks[-1]:.2f} GiB")
+            usage = measure("predict_folder.py", "--test-dir", videos, "--output", f"{folder}/{name}.csv")
+            peaks.append(usage.memory / 2**30)
+            print(f"{count} clips of 1080p: peak {peaks[-1]:.2f} GiB", flush=True)
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
+    return cli.OK
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(main, get_args_parser())

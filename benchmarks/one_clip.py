@@ -1,54 +1,84 @@
-"""How long the embedded model takes for a clip: 300 frames of 1080p, one face.
+"""Measure how long the embedded model takes per clip, alone and among several.
 
     python -m benchmarks.one_clip [--video FILE] [--device cpu]
 
-Scores it alone, and copies of it in one run. What counts is from the clip's file to its score, decoding included, once
-the program and the network have been loaded. Without --video the clip is drawn.
+The time is that from the file to its score, including decoding; loading the program and the network is reported
+apart. Without --video, the clip is a generated one: 300 frames of 1080p, one face.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from preprocessing import sample_clips
+from benchmarks.processes import ROOT
+from common import cli
+from common.allocator import keep_freed_memory
+from common.errors import UserError
 
-COPIES = 5
+if TYPE_CHECKING:
+    from inference.predictor import Predictor
+
+MODEL = ROOT / "weights" / "default_lite0.pt"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--video", type=Path)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+def get_args_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--video", type=Path, help="clip to score (default: a generated one)")
+    parser.add_argument("--device", default="cpu", help="device of the networks: auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--copies", type=cli.positive, default=5, help="number of copies scored in one call")
+    parser.add_argument("--repeat", type=cli.positive, default=3, help="number of measurements; the fastest counts")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the seconds to load the program, for a clip alone and per clip of several. Return the exit status."""
+    keep_freed_memory()
+    start = time.perf_counter()
+    predictor = load_predictor(args.device)
+    loading = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
-        clip = args.video or sample_clips.face_clip(Path(folder) / "clip.mp4", 300, 1920, 1080)
-        whole, alone = scored(clip, 1, Path(folder), args.device)
-        more, _ = scored(clip, COPIES, Path(folder), args.device)
-    print(
-        f"{os.cpu_count()} cores: {alone:.2f} s for a clip alone, after {whole - alone:.1f} s to load the program; "
-        f"{(more - whole) / (COPIES - 1):.2f} s for each of several"
-    )
+        clip = args.video or generated_clip(Path(folder) / "clip.mp4")
+        alone = min(seconds_per_clip(predictor, clip, 1) for _ in range(args.repeat))
+        several = min(seconds_per_clip(predictor, clip, args.copies) for _ in range(args.repeat))
+    print(f"{os.cpu_count()} CPU cores, {predictor.ensemble.device} in {predictor.ensemble.precision}")
+    print(f"loading the program: {loading:.1f} s")
+    print(f"a clip alone: {alone:.2f} s")
+    print(f"each of {args.copies} clips: {several:.2f} s")
+    return cli.OK
 
 
-def scored(clip: Path, count: int, folder: Path, device: str) -> tuple[float, float]:
-    """Seconds that the program takes for `count` copies of a clip, and of them those for the first copy."""
-    videos, details = folder / str(count), folder / f"{count}.jsonl"
-    videos.mkdir()
-    for number in range(count):
-        (videos / f"{number}{clip.suffix}").symlink_to(clip.resolve())
-    options = ["--test-dir", videos, "--output", folder / f"{count}.csv", "--details", details, "--device", device]
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "predict_folder.py", *map(str, options)], check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
-    return seconds, json.loads(details.read_text().splitlines()[0])["seconds"]
+def load_predictor(device: str) -> Predictor:
+    """Import PyTorch and load the embedded model as predict_folder.py does."""
+    from inference.ensemble import Ensemble
+    from inference.predictor import Predictor
+    from preprocessing.faces import FaceDetector
+
+    ensemble = Ensemble([MODEL], device)
+    return Predictor(ensemble, FaceDetector("inference", ensemble.device))
+
+
+def generated_clip(path: Path) -> Path:
+    """Write the clip that is measured by default."""
+    from preprocessing import sample_clips
+
+    return sample_clips.face_clip(path, 300, 1920, 1080)
+
+
+def seconds_per_clip(predictor: Predictor, clip: Path, copies: int) -> float:
+    """Score copies of a clip in one call and return the seconds per copy. Raises a UserError if it is unreadable."""
+    start = time.perf_counter()
+    results = list(predictor.predict([clip] * copies))
+    seconds = time.perf_counter() - start
+    if results[0].status == "unreadable":
+        raise UserError(results[0].message)
+    return seconds / copies
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(main, get_args_parser())

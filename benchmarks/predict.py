@@ -1,11 +1,10 @@
-"""How much faster is the predictor than a plain loop, at the same scores?
+"""Compare the predictor with a baseline that scores videos like the published code: speed and scores.
 
     python -m benchmarks.predict --videos DIR [--models CHECKPOINT ...] [--precision auto] [--repeat 2]
 
-The plain loop does what the published code does, made to run: OpenCV decodes every frame, each of the
-32 frames goes through MTCNN alone, one call of each model in float32 has a clip's faces, one clip after
-another. Both run over the same clips in processes of their own, in turn; models are loaded before the
-clock starts. Without --models, a B7 of the released shape, filled as in tests/golden.py, is used.
+The baseline decodes every frame with OpenCV, runs MTCNN on one frame at a time and scores the faces of one clip at a
+time, with one float32 forward pass per network. Both score the same clips, in turn and in separate processes; loading
+the networks is not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,114 +24,98 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
+from benchmarks.models import write_random_b7
+from benchmarks.processes import ProgramError
+from common import cli
 from common.allocator import keep_freed_memory
-from common.device import choose_device
-from inference.aggregation import confident_strategy
+from common.device import PRECISIONS, choose_device
+from inference.aggregation import FRAMES, confident_strategy
 from inference.ensemble import Ensemble
-from inference.predictor import FRAMES, Predictor
+from inference.predictor import UNKNOWN, Predictor
+from inference.submission import find_videos
 from preprocessing.crops import center_in_square, cut, resize_longer_side
-from preprocessing.faces import THRESHOLDS, FaceDetector, detector_scale
+from preprocessing.detector_scale import scale_for
+from preprocessing.faces import THRESHOLDS, FaceDetector
 from preprocessing.video import Clip, sample_frames
 from training.tools.checkpoint import load_network
-from training.zoo import build_network
+
+STAGES = ("decode", "detect", "classify")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--videos", type=Path, required=True)
-    parser.add_argument("--models", nargs="+")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--run", choices=("plain", "ours"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def get_args_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("--videos", type=Path, required=True, metavar="DIR", help="folder of videos (with subfolders)")
+    add("--models", nargs="+", metavar="CHECKPOINT", help="checkpoints (default: a B7 with random weights)")
+    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the predictor")
+    add("--device", default="auto", help="device of both: auto, cpu, cuda or cuda:1")
+    add("--repeat", type=cli.positive, default=1, help="number of measurements; the fastest of each side counts")
+    add("--run", choices=("baseline", "ours"), help=argparse.SUPPRESS)  # one measurement in a process of its own
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure both and print times, ratios and the largest difference of a score. Return the exit status."""
     if args.run:
-        print(json.dumps({"plain": plain, "ours": ours}[args.run](args)))
-        return
+        print(json.dumps({"baseline": baseline, "ours": ours}[args.run](args)))
+        return cli.OK
     with tempfile.TemporaryDirectory() as folder:
-        args.models = args.models or [released_shape(Path(folder) / "b7")]
-        runs = {"plain": [], "ours": []}
+        args.models = args.models or [write_random_b7(Path(folder) / "b7")]
+        runs: dict[str, list[dict[str, Any]]] = {"baseline": [], "ours": []}
         for _ in range(args.repeat):
             for name, results in runs.items():
-                results.append(in_a_process(name, args))
-    report(runs)
+                results.append(run_in_process(name, args))
+    report(*(min(results, key=lambda result: result["total"]) for results in runs.values()))
+    return cli.OK
 
 
-def released_shape(path: Path) -> str:
-    from tests import golden
-
-    network = golden.fill(build_network("DeepFakeClassifier", "tf_efficientnet_b7_ns"))
-    torch.save({"state_dict": network.state_dict()}, path)
-    return str(path)
-
-
-def in_a_process(name: str, args: argparse.Namespace) -> dict:
-    options = ["--videos", str(args.videos), "--precision", args.precision, "--device", args.device]
-    command = [sys.executable, "-m", "benchmarks.predict", "--run", name, *options, "--models", *args.models]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+def run_in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Run one side in a process of its own and return its result."""
+    options = ["--videos", args.videos, "--precision", args.precision, "--device", args.device]
+    command = ["-m", "benchmarks.predict", "--run", name, *options, "--models", *args.models]
+    finished = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
+    if finished.returncode:
+        raise ProgramError(f"benchmarks.predict --run {name}: failed with exit status {finished.returncode}")
+    return json.loads(finished.stdout.splitlines()[-1])
 
 
-def report(runs: dict[str, list[dict]]) -> None:
-    best = {name: min(results, key=lambda result: result["seconds"]) for name, results in runs.items()}
-    plain_run, our_run = best["plain"], best["ours"]
-    apart = max(abs(plain_run["scores"][name] - score) for name, score in our_run["scores"].items())
-    size = f"{len(our_run['scores'])} clips, {our_run['faces']} faces"
-    print(f"{size}, {our_run['where']}, {torch.get_num_threads()} threads")
-    print(f"{'':16}{'plain':>10}{'ours':>10}{'ratio':>8}")
-    for stage in ("decode", "detect", "classify", "seconds"):
-        label = "end to end" if stage == "seconds" else stage
-        print(f"{label:16}{plain_run[stage]:9.1f}s{our_run[stage]:9.1f}s{plain_run[stage] / our_run[stage]:8.2f}")
-    print(f"largest difference of a score: {apart:.2g}")
+def report(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Print the table of times and the largest difference of a score."""
+    print(f"{len(mine['scores'])} clips, {mine['faces']} faces, {mine['where']}, {torch.get_num_threads()} threads")
+    print(f"{'':16}{'baseline':>10}{'ours':>10}{'ratio':>8}")
+    for stage in (*STAGES, "total"):
+        label = "end to end" if stage == "total" else stage
+        print(f"{label:16}{theirs[stage]:9.1f}s{mine[stage]:9.1f}s{theirs[stage] / mine[stage]:8.2f}")
+    difference = max(abs(theirs["scores"][name] - score) for name, score in mine["scores"].items())
+    print(f"largest difference of a score: {difference:.2g}")
 
 
-def clips_of(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.mp4"))
-
-
-def plain(args: argparse.Namespace) -> dict:
-    """The published procedure."""
+def baseline(args: argparse.Namespace) -> dict[str, Any]:
+    """Score the videos as the published code does. Return scores and seconds per stage."""
     device = choose_device(args.device)
     detector = MTCNN(margin=0, thresholds=list(THRESHOLDS["inference"]), keep_all=True, device=device)
     networks = [load_network(path) for path in args.models]
     for network, _ in networks:
         network.to(device)
-    times = dict.fromkeys(("decode", "detect", "classify"), 0.0)
+    seconds = dict.fromkeys(STAGES, 0.0)
     scores = {}
-    for path in clips_of(args.videos):
+    for name, path in find_videos(args.videos)[0].items():
         start = time.perf_counter()
-        frames = plain_frames(path)
-        times["decode"] += time.perf_counter() - start
-
-        start = time.perf_counter()
-        found = []
-        for frame in frames:
-            height, width = frame.shape[:2]
-            scale = detector_scale(width, height)
-            small = Image.fromarray(frame).resize((int(width * scale), int(height * scale)))
-            with torch.no_grad():
-                boxes, _ = detector.detect(small)
-            ratio = np.array([width / small.width, height / small.height] * 2)
-            found += [(frame, box.astype(float) * ratio) for box in (boxes if boxes is not None else [])]
-        times["detect"] += time.perf_counter() - start
-
-        start = time.perf_counter()
-        votes = []
-        for network, recipe in networks if found else []:
-            squares = [
-                center_in_square(resize_longer_side(cut(frame, recipe.crop.window(box)), recipe.size), recipe.size)
-                for frame, box in found
-            ]
-            pixels = torch.from_numpy(np.stack(squares)).to(device).float() / 255
-            normal = (pixels - torch.tensor(recipe.mean, device=device)) / torch.tensor(recipe.std, device=device)
-            with torch.no_grad():
-                logits = network(normal.permute(0, 3, 1, 2).contiguous())
-            votes.append(confident_strategy(logits[:, 0].sigmoid().cpu().numpy()))
-        scores[path.name] = float(np.mean(votes)) if votes else 0.5
-        times["classify"] += time.perf_counter() - start
-    return {"scores": scores, "seconds": sum(times.values()), **times}
+        frames = decode_all(path)
+        decoded = time.perf_counter()
+        faces = [(frame, box) for frame in frames for box in detect(detector, frame)]
+        detected = time.perf_counter()
+        votes = [classify(network, recipe, faces, device) for network, recipe in networks] if faces else []
+        scores[name] = float(np.mean(votes)) if votes else UNKNOWN
+        times = decoded - start, detected - decoded, time.perf_counter() - detected
+        for stage, used in zip(STAGES, times, strict=True):
+            seconds[stage] += used
+    return {"scores": scores, "total": sum(seconds.values()), **seconds}
 
 
-def plain_frames(path: Path) -> list[np.ndarray]:
+def decode_all(path: Path) -> list[np.ndarray]:
+    """Decode every frame and return FRAMES of them, evenly spaced, as RGB."""
     capture = cv2.VideoCapture(str(path))
     wanted = set(np.linspace(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) - 1, FRAMES, dtype=int).tolist())
     frames, index = [], 0
@@ -142,40 +126,64 @@ def plain_frames(path: Path) -> list[np.ndarray]:
     return frames
 
 
-def ours(args: argparse.Namespace) -> dict:
-    """The predictor end to end, then its stages one at a time."""
+def detect(detector: MTCNN, frame: np.ndarray) -> list[np.ndarray]:
+    """Return the bounding boxes of one frame's faces, in pixels of the frame."""
+    height, width = frame.shape[:2]
+    scale = scale_for(width, height)
+    small = Image.fromarray(frame).resize((int(width * scale), int(height * scale)))
+    with torch.no_grad():
+        boxes, _ = detector.detect(small)
+    ratio = np.array([width / small.width, height / small.height] * 2)
+    return [] if boxes is None else [box.astype(float) * ratio for box in boxes]
+
+
+def classify(network: torch.nn.Module, recipe: Any, faces: list, device: torch.device) -> float:
+    """Score a clip's faces, pairs of frame and bounding box, in one forward pass. Return the clip's score."""
+    crops = [
+        center_in_square(resize_longer_side(cut(frame, recipe.crop.window(box)), recipe.size), recipe.size)
+        for frame, box in faces
+    ]
+    pixels = torch.from_numpy(np.stack(crops)).to(device).float() / 255
+    normalized = (pixels - torch.tensor(recipe.mean, device=device)) / torch.tensor(recipe.std, device=device)
+    with torch.no_grad():
+        logits = network(normalized.permute(0, 3, 1, 2).contiguous())
+    return confident_strategy(logits[:, 0].sigmoid().cpu().numpy())
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    """Score the videos with the predictor, then time its stages one by one. Return scores and seconds."""
     keep_freed_memory()
     ensemble = Ensemble(args.models, args.device, args.precision)
     detector = FaceDetector("inference", ensemble.device)
     predictor = Predictor(ensemble, detector)
-    paths = clips_of(args.videos)
+    videos = find_videos(args.videos)[0]
     start = time.perf_counter()
-    results = list(predictor.predict(paths))
-    seconds = time.perf_counter() - start
+    results = dict(zip(videos, predictor.predict(videos.values()), strict=True))
+    total = time.perf_counter() - start
 
-    times = dict.fromkeys(("decode", "detect"), 0.0)
-    for path in paths:
+    seconds = dict.fromkeys(STAGES, 0.0)
+    for path in videos.values():
         start = time.perf_counter()
         frames = [frame.image for frame in sample_frames(Clip(path), FRAMES)]
         decoded = time.perf_counter()
         detector.detect(frames)
-        times["decode"] += decoded - start
-        times["detect"] += time.perf_counter() - decoded
-    faces = sum(len(result.faces) for result in results)
-    batch = predictor.batch_size
-    squares = {(rule, size): np.zeros((batch, size, size, 3), np.uint8) for rule, size in ensemble.inputs}
+        seconds["decode"] += decoded - start
+        seconds["detect"] += time.perf_counter() - decoded
+    faces = sum(len(result.faces) for result in results.values())
+    size = predictor.batch_size
+    batch = {spec: np.zeros((size, spec.size, spec.size, 3), np.uint8) for spec in ensemble.crop_specs}
     start = time.perf_counter()
-    for _ in range(-(-faces // batch)):
-        ensemble.score(squares)
+    for _ in range(-(-faces // size)):
+        ensemble.score(batch)
+    seconds["classify"] = time.perf_counter() - start
     return {
-        "scores": {result.path.name: result.score for result in results},
-        "seconds": seconds,
+        "scores": {name: result.score for name, result in results.items()},
+        "total": total,
         "faces": faces,
-        "where": f"{ensemble.device} {ensemble.precision}",
-        "classify": time.perf_counter() - start,
-        **times,
+        "where": f"{ensemble.device} in {ensemble.precision}",
+        **seconds,
     }
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(main, get_args_parser())

@@ -1,12 +1,11 @@
-"""How much faster is preprocess_data.sh than a plain version of the published procedure, with the same outputs?
+"""Compare preprocess_data.sh with a baseline that works like the published code: speed, memory and outputs.
 
     python -m benchmarks.preprocess --root-dir DATA_ROOT [--copies 3]
 
-The plain version does what the published code does, made to run: OpenCV decodes a clip's frames into a list;
-one process detects faces on every frame at half scale, 32 at a time; a pool of processes writes the crops,
-the landmarks and the diffs (clipped, as here). Each of the two runs over its own copy of the dataset, in
-processes of its own, start-up included; --copies takes every clip several times, under other names. The
-memory is that of the largest process of a stage.
+The baseline decodes all frames of a clip with OpenCV into a list; one process detects faces on every frame at half
+scale, 32 frames at a time; a process pool writes the crops, the landmarks and the masks (clipped, as in this project).
+Both process their own copy of the dataset, stage by stage, each stage in a process of its own, start-up included.
+Memory is that of the largest process of a stage.
 """
 
 from __future__ import annotations
@@ -17,51 +16,59 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.processes import measure
+from common import cli
+from common.text import plural
+from preprocessing.layout import BBOXES, CROPS, DIFFS, FOLDS_COLUMNS, FOLDS_CSV, FRAME_STEP, LANDMARKS
+
 SCALE = 0.5
-STAGES = ("detect_original_faces", "extract_crops", "generate_landmarks", "generate_diffs", "generate_folds")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root-dir", type=Path, required=True, help="a dataset of DFDC's layout; it is not changed")
-    parser.add_argument("--copies", type=int, default=3)
-    parser.add_argument("--plain", choices=STAGES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.plain:
-        PLAIN[args.plain](args.root_dir)
-        return
+def get_args_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="dataset in DFDC's layout; it is not changed"
+    )
+    parser.add_argument("--copies", type=cli.positive, default=3, help="number of times that each clip is processed")
+    parser.add_argument("--baseline", choices=BASELINE, help=argparse.SUPPRESS)  # one stage in a process of its own
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure both and print times, memory and differences of the outputs. Return the exit status."""
+    if args.baseline:
+        BASELINE[args.baseline](args.root_dir)
+        return cli.OK
     with tempfile.TemporaryDirectory() as folder:
-        plain_root, our_root = (copied(args.root_dir, Path(folder) / name, args.copies) for name in ("plain", "ours"))
-        print(f"{'':24}{'plain':>10}{'ours':>10}{'ratio':>8}{'plain':>10}{'ours':>10}", flush=True)
-        totals = np.zeros((2, 2))
-        for stage in STAGES:
-            scaled = stage in ("detect_original_faces", "generate_landmarks")
-            options = ["--detector-scale", str(SCALE)] if scaled else []
+        theirs, ours = Path(folder) / "baseline", Path(folder) / "ours"
+        for root in (theirs, ours):
+            copy_dataset(args.root_dir, root, args.copies)
+        print(f"{'':24}{'baseline':>10}{'ours':>10}{'ratio':>8}{'baseline':>10}{'ours':>10}", flush=True)
+        total = np.zeros((2, 2))
+        for stage in BASELINE:
             used = np.array([
-                measured("-m", "benchmarks.preprocess", "--root-dir", plain_root, "--plain", stage),
-                measured(ROOT / "preprocessing" / f"{stage}.py", "--root-dir", our_root, *options),
+                measure("-m", "benchmarks.preprocess", "--root-dir", theirs, "--baseline", stage),
+                measure(f"preprocessing/{stage}.py", "--root-dir", ours, "--detector-scale", SCALE),
             ])  # fmt: skip
-            totals = np.stack([totals[:, 0] + used[:, 0], np.maximum(totals[:, 1], used[:, 1])], axis=1)
+            total = np.stack([total[:, 0] + used[:, 0], np.maximum(total[:, 1], used[:, 1])], axis=1)
             print_row(stage, used)
-        print_row("together", totals)
-        compare(plain_root, our_root)
+        print_row("total", total)
+        compare(theirs, ours)
+    return cli.OK
 
 
-def copied(root: Path, place: Path, copies: int) -> Path:
-    """The dataset under other names: a0_634.mp4, a1_634.mp4, ..."""
+def copy_dataset(root: Path, target: Path, copies: int) -> None:
+    """Copy each clip `copies` times, as a0_634.mp4, a1_634.mp4, ..."""
     for metadata in sorted(root.glob("dfdc_train_part_*/metadata.json")):
-        part = place / metadata.parent.name
+        part = target / metadata.parent.name
         part.mkdir(parents=True)
         entries = {}
         for copy in range(copies):
@@ -70,47 +77,41 @@ def copied(root: Path, place: Path, copies: int) -> Path:
                 renamed = {"original": f"a{copy}_{entry['original']}"} if "original" in entry else {}
                 entries[f"a{copy}_{name}"] = {**entry, **renamed}
         (part / metadata.name).write_text(json.dumps(entries))
-    return place
-
-
-def measured(*command: str | Path) -> tuple[float, float]:
-    """Seconds, and the MiB of the largest of its processes."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"failed: {command}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 def print_row(name: str, used: np.ndarray) -> None:
-    (plain, plain_memory), (ours, our_memory) = used
-    times = f"{plain:9.1f}s{ours:9.1f}s{plain / ours:8.2f}"
-    print(f"{name:24}{times}{plain_memory:6.0f} MiB{our_memory:6.0f} MiB", flush=True)
+    """Print a line of the table. `used`: (baseline, ours) x (seconds, bytes)."""
+    seconds, mebibytes = used[:, 0], used[:, 1] / 2**20
+    times = f"{seconds[0]:9.1f}s{seconds[1]:9.1f}s{seconds[0] / seconds[1]:8.2f}"
+    print(f"{name:24}{times}{mebibytes[0]:6.0f} MiB{mebibytes[1]:6.0f} MiB", flush=True)
 
 
-def compare(plain: Path, ours: Path) -> None:
-    """What differs between the two trees, every 10th frame of the plain one's boxes."""
-    boxes = 0.0
-    for path in sorted((ours / "bboxes").iterdir()):
-        theirs = json.loads((plain / "bboxes" / path.name).read_text())
-        for frame, found in json.loads(path.read_text()).items():
-            same = len(found or []) == len(theirs[frame] or [])
-            boxes = max(boxes, np.abs(np.subtract(found or [], theirs[frame] or [])).max(initial=0) if same else np.inf)
-    print(f"boxes off by {boxes:.2g} pixels at most")
+def compare(theirs: Path, ours: Path) -> None:
+    """Print the differences between the two trees. The baseline's boxes also cover frames that ours skip."""
+    largest = 0.0
+    for path in sorted((ours / BBOXES).iterdir()):
+        expected = json.loads((theirs / BBOXES / path.name).read_text())
+        for frame, boxes in json.loads(path.read_text()).items():
+            pair = boxes or [], expected[frame] or []
+            difference = np.abs(np.subtract(*pair)).max(initial=0) if len(pair[0]) == len(pair[1]) else np.inf
+            largest = max(largest, difference)
+    print(f"boxes: largest difference {largest:.2g} pixels")
     read_image = partial(cv2.imread, flags=cv2.IMREAD_UNCHANGED)
-    for kind, read in (("crops", read_image), ("landmarks", np.load), ("diffs", read_image)):
-        files = [{path.relative_to(root) for path in (root / kind).rglob("*.*")} for root in (plain, ours)]
+    for kind, read in ((CROPS, read_image), (LANDMARKS, np.load), (DIFFS, read_image)):
+        files = [{path.relative_to(root) for path in (root / kind).rglob("*.*")} for root in (theirs, ours)]
         shared = files[0] & files[1]
-        differ = sum(not np.array_equal(*(read(str(root / name)) for root in (plain, ours))) for name in shared)
-        print(f"{kind}: {len(files[0])} files, {len(files[0] ^ files[1])} not in both, {differ} differ")
-    rows = [sorted((root / "folds.csv").read_text().splitlines()) for root in (plain, ours)]
-    same = "the same" if rows[0] == rows[1] else "DIFFERENT"
-    print(f"folds.csv: {len(rows[0]) - 1} and {len(rows[1]) - 1} rows, {same}")
+        differ = sum(not np.array_equal(*(read(str(root / name)) for root in (theirs, ours))) for name in shared)
+        missing = len(files[0] ^ files[1])
+        print(
+            f"{kind}: {plural(len(shared), 'file')} in both, {differ} different; {plural(missing, 'file')} in one only"
+        )
+    rows = [sorted((root / FOLDS_CSV).read_text().splitlines()) for root in (theirs, ours)]
+    equal = "equal" if rows[0] == rows[1] else "DIFFERENT"
+    print(f"{FOLDS_CSV}: {len(rows[0]) - 1} and {len(rows[1]) - 1} rows, {equal}")
 
 
 def entries_of(root: Path) -> dict[str, tuple[Path, str | None]]:
-    """Video id -> file, id of the original (None for a real one)."""
+    """Return each video's file and the id of its original (None for a real video), by id."""
     found = {}
     for metadata in root.glob("dfdc_train_part_*/metadata.json"):
         for name, entry in json.loads(metadata.read_text()).items():
@@ -120,23 +121,26 @@ def entries_of(root: Path) -> dict[str, tuple[Path, str | None]]:
 
 
 def pairs_of(root: Path) -> list[tuple[str, str]]:
+    """Return the ids of each fake and its original, if the original is part of the dataset."""
     entries = entries_of(root)
     return [(name, original) for name, (_, original) in entries.items() if original in entries]
 
 
 def all_frames(path: Path) -> list[np.ndarray]:
+    """Return all frames of a clip, BGR."""
     capture, frames = cv2.VideoCapture(str(path)), []
     while (grabbed := capture.read())[0]:
         frames.append(grabbed[1])
     return frames
 
 
-def plain_detect(root: Path) -> None:
+def detect_faces(root: Path) -> None:
+    """Write the bounding boxes of all frames of the real videos."""
     from facenet_pytorch import MTCNN
     from PIL import Image
 
     detector = MTCNN(margin=0, thresholds=[0.85, 0.95, 0.95], device="cpu")
-    (root / "bboxes").mkdir()
+    (root / BBOXES).mkdir()
     for name, (path, original) in entries_of(root).items():
         if original:
             continue
@@ -148,83 +152,97 @@ def plain_detect(root: Path) -> None:
             for number, frame_boxes in enumerate(found):
                 scaled = None if frame_boxes is None else (np.asarray(frame_boxes, np.float32) / SCALE).tolist()
                 boxes[start + number] = scaled
-        (root / "bboxes" / f"{name}.json").write_text(json.dumps(boxes))
+        (root / BBOXES / f"{name}.json").write_text(json.dumps(boxes))
 
 
-def plain_crops(root: Path) -> None:
+def extract_crops(root: Path) -> None:
+    """Write the crops of all videos."""
     todo = [(root, name, path, original) for name, (path, original) in entries_of(root).items()]
     with multiprocessing.Pool(os.cpu_count()) as pool:
-        pool.starmap(plain_crop, todo)
+        pool.starmap(extract_video, todo)
 
 
-def plain_crop(root: Path, name: str, path: Path, original: str | None) -> None:
-    boxes_path = root / "bboxes" / f"{original or name}.json"
+def extract_video(root: Path, name: str, path: Path, original: str | None) -> None:
+    """Write a video's crops around its original's bounding boxes, on every 10th frame."""
+    boxes_path = root / BBOXES / f"{original or name}.json"
     if not boxes_path.is_file():
         return
     boxes = json.loads(boxes_path.read_text())
-    (root / "crops" / name).mkdir(parents=True)
+    (root / CROPS / name).mkdir(parents=True)
     for index, frame in enumerate(all_frames(path)):
-        if index % 10:
+        if index % FRAME_STEP:
             continue
         for face, box in enumerate(boxes.get(str(index)) or []):
             xmin, ymin, xmax, ymax = (int(side) for side in box)
             across, along = (xmax - xmin) // 3, (ymax - ymin) // 3
             crop = frame[max(ymin - along, 0) : ymax + along, max(xmin - across, 0) : xmax + across]
-            cv2.imwrite(str(root / "crops" / name / f"{index}_{face}.png"), crop)
+            cv2.imwrite(str(root / CROPS / name / f"{index}_{face}.png"), crop)
 
 
-def plain_landmarks(root: Path) -> None:
+def write_landmarks(root: Path) -> None:
+    """Write the landmarks of the real videos' crops."""
     todo = [(root, name) for name, (_, original) in entries_of(root).items() if original is None]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        pool.starmap(plain_landmark, todo)
+        pool.starmap(write_video_landmarks, todo)
 
 
-def plain_landmark(root: Path, name: str) -> None:
+def write_video_landmarks(root: Path, name: str) -> None:
+    """Write the landmarks of a real video's crops."""
     import torch
     from facenet_pytorch import MTCNN
     from PIL import Image
 
-    torch.set_num_threads(1)  # as many processes as cores: more threads than that would only be in each other's way
+    torch.set_num_threads(1)  # there is a process per core
     detector = MTCNN(margin=0, thresholds=[0.65, 0.75, 0.75], device="cpu")
-    (root / "landmarks" / name).mkdir(parents=True)
-    for path in (root / "crops" / name).iterdir():
+    (root / LANDMARKS / name).mkdir(parents=True)
+    for path in (root / CROPS / name).iterdir():
         points = detector.detect(Image.open(path), landmarks=True)[2]
         if points is not None:
             rounded = np.around(np.asarray(points[0], np.float32)).astype(np.int16)
-            np.save(root / "landmarks" / name / path.stem, rounded)
+            np.save(root / LANDMARKS / name / path.stem, rounded)
 
 
-def plain_diffs(root: Path) -> None:
+def write_diffs(root: Path) -> None:
+    """Write the masks of the fakes' crops."""
     with multiprocessing.Pool(os.cpu_count()) as pool:
-        pool.starmap(plain_diff, [(root, *pair) for pair in pairs_of(root)])
+        pool.starmap(write_video_diffs, [(root, *pair) for pair in pairs_of(root)])
 
 
-def plain_diff(root: Path, fake: str, original: str) -> None:
+def write_video_diffs(root: Path, fake: str, original: str) -> None:
+    """Write the masks of a fake's crops."""
     from skimage.metrics import structural_similarity
 
-    (root / "diffs" / fake).mkdir(parents=True)
-    for path in (root / "crops" / fake).iterdir():
-        images = cv2.imread(str(root / "crops" / original / path.name)), cv2.imread(str(path))
+    (root / DIFFS / fake).mkdir(parents=True)
+    for path in (root / CROPS / fake).iterdir():
+        images = cv2.imread(str(root / CROPS / original / path.name)), cv2.imread(str(path))
         similarity = structural_similarity(*images, channel_axis=2, full=True)[1]
         mask = cv2.cvtColor(np.clip((1 - similarity) * 255, 0, 255).astype(np.uint8), cv2.COLOR_BGR2GRAY)
-        cv2.imwrite(str(root / "diffs" / fake / f"{path.stem}_diff.png"), mask)
+        cv2.imwrite(str(root / DIFFS / fake / f"{path.stem}_diff.png"), mask)
 
 
-def plain_folds(root: Path) -> None:
+def write_folds(root: Path) -> None:
+    """Write folds.csv."""
     rows = []
     for name, (path, original) in entries_of(root).items():
         fold = min(int(path.parent.name.rpartition("_")[2]) // 3, 15)
-        for crop in (root / "crops" / name).glob("*.png"):
+        for crop in (root / CROPS / name).glob("*.png"):
             rows.append(
                 (name, crop.name, int(original is not None), original or name, int(crop.stem.split("_")[0]), fold)
             )
-    with (root / "folds.csv").open("w") as file:
+    with (root / FOLDS_CSV).open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("video", "file", "label", "original", "frame", "fold"))
+        writer.writerow(FOLDS_COLUMNS)
         writer.writerows(rows)
 
 
-PLAIN = dict(zip(STAGES, (plain_detect, plain_crops, plain_landmarks, plain_diffs, plain_folds), strict=True))
+# The baseline's version of each stage.
+BASELINE = {
+    "detect_original_faces": detect_faces,
+    "extract_crops": extract_crops,
+    "generate_landmarks": write_landmarks,
+    "generate_diffs": write_diffs,
+    "generate_folds": write_folds,
+}
 
 if __name__ == "__main__":
-    main()
+    cli.main(main, get_args_parser())

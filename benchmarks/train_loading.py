@@ -1,10 +1,10 @@
-"""How much faster are training samples made than plainly, with the same distribution?
+"""Compare the training data loader with a baseline that makes samples like the published code: speed and pixels.
 
     python -m benchmarks.train_loading --data-dir DATA_ROOT [--config configs/b7.json] [--fold 0] [--batches N]
 
-Plainly means as the published code makes them: the mask is read for every fake, drop-outs draw and dilate with SciPy
-and scikit-image, noise and principal colors are computed on the whole image in floats, and the image leaves
-normalized, in floats. Both go through the same DataLoader with one worker process, in turn, over the same crops.
+The baseline reads the mask of every fake, draws face dropout with SciPy and scikit-image, computes noise and principal
+colors in floating point on the whole image, and returns normalized float images. Both use a DataLoader with one worker
+process and the same crops, in turn. The mean gray levels show that the distributions of the samples are alike.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from scipy.ndimage import binary_dilation
 from skimage.measure import centroid
 from torch.utils.data import DataLoader, Dataset
 
-from training.datasets.classifier_dataset import ClassifierDataset, Source
+from common import cli
+from preprocessing.layout import CROPS, FOLDS_CSV
+from training.datasets.classifier_dataset import ClassifierDataset, CropSource
 from training.datasets.face_dropout import image_halves, outline
-from training.datasets.folds import Draw, read_folds, training_rows
+from training.datasets.folds import SampleIndex, read_folds, training_rows
 from training.pipelines import build
 from training.tools.config import Config, read_config
 from training.tools.distributed import Distributed
@@ -35,77 +37,95 @@ from training.transforms import albu
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--crops-dir", type=Path, default=Path("crops"))
-    parser.add_argument("--folds-csv", type=Path)
-    parser.add_argument("--config", type=Path, default=Path("configs/b7.json"))
-    parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--batches", type=int, default=30)
-    parser.add_argument("--repeat", type=int, default=2)
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
+    add("--crops-dir", type=Path, default=Path(CROPS), metavar="DIR", help="folder of the crops within DATA_ROOT")
+    add("--folds-csv", type=Path, metavar="CSV", help=f"list of the crops (default: {FOLDS_CSV} in DATA_ROOT)")
+    add("--config", type=Path, default=Path("configs/b7.json"), help="configuration of the samples")
+    add("--fold", type=int, default=0, help="validation fold; samples are made from the other folds")
+    add("--batches", type=cli.positive, default=30, help="number of batches per measurement")
+    add("--repeat", type=cli.positive, default=2, help="number of measurements; the fastest of each side counts")
     return parser
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
+    """Measure both loaders and print images per second, gray levels and the ratio. Return the exit status."""
     config = read_config(args.config)
-    crops = read_folds(args.folds_csv or args.data_dir / "folds.csv")
+    loaders = build_loaders(args, config)
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    levels: dict[str, list[np.ndarray]] = {name: [] for name in loaders}
+    for _ in range(args.repeat):
+        for name, loader in loaders.items():
+            iterator = iter(loader)
+            first = next(iterator)  # the worker process has started
+            start = time.perf_counter()
+            batches = [first, *iterator]
+            seconds[name].append(time.perf_counter() - start)
+            levels[name] += [gray_levels(batch, config) for batch in batches]
+    count = (args.batches - 1) * config.optimizer.batch_size
+    print(f"{'':10}{'images/s':>10}   mean and standard deviation of the images' gray levels (R, G, B)")
+    for name, times in seconds.items():
+        means = np.concatenate(levels[name])
+        print(f"{name:10}{count / min(times):10.1f}   {means.mean(axis=0).round(1)} {means.std(axis=0).round(1)}")
+    print(f"ratio {min(seconds['baseline']) / min(seconds['ours']):.2f}")
+    return cli.OK
+
+
+def build_loaders(args: argparse.Namespace, config: Config) -> dict[str, DataLoader]:
+    """Build the loaders of both sides for the same crops in the same order."""
+    crops = read_folds(args.folds_csv or args.data_dir / FOLDS_CSV)
     rows = training_rows(crops, args.fold)
-    source = Source(args.data_dir, args.crops_dir, crops)
+    source = CropSource(args.data_dir, args.crops_dir, crops)
     size = config.optimizer.batch_size
     order = np.random.default_rng(0).permutation(np.resize(rows, args.batches * size))
     batches = [
-        [Draw(int(row), 0, first + place) for place, row in enumerate(order[first : first + size])]
+        [SampleIndex(int(row), 0, first + place) for place, row in enumerate(order[first : first + size])]
         for first in range(0, len(order), size)
     ]
-    augment = albu.Augmentation(config.size, config.augmentation)
-    ours = build.build_loader(
-        ClassifierDataset(source, rows, augment, 0), batches, 1, Distributed(0, 1, torch.device("cpu"))
-    )
-    plain = DataLoader(PlainDataset(source, config), batch_sampler=batches, num_workers=1, worker_init_fn=one_thread)
-    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-    levels: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
-    recipe = config.recipe(config.crop_spec())
-    mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
-    for _ in range(args.repeat):
-        for name, loader in (("plain", plain), ("ours", ours)):
-            iterator = iter(loader)
-            first = next(iterator)  # the worker has started
-            started = time.perf_counter()
-            found = [first, *iterator]
-            seconds[name].append(time.perf_counter() - started)
-            images = [
-                batch[0] * std + mean if name == "plain" else batch.images.permute(0, 3, 1, 2) / 255 for batch in found
-            ]
-            levels[name] += [255 * image.mean(dim=(2, 3)).numpy() for image in images]
-    count = (args.batches - 1) * size
-    print(f"{'':8}{'images/s':>10}   gray levels of R, G, B: mean of the images' means, and their deviation")
-    for name, times in seconds.items():
-        means = np.concatenate(levels[name])
-        print(f"{name:8}{count / min(times):10.1f}   {means.mean(axis=0).round(1)} {means.std(axis=0).round(1)}")
-    print(f"ratio {min(seconds['plain']) / min(seconds['ours']):.2f}")
+    ours = ClassifierDataset(source, rows, albu.Augmentation(config.size, config.augmentation), 0)
+    return {
+        "baseline": DataLoader(
+            BaselineDataset(source, config), batch_sampler=batches, num_workers=1, worker_init_fn=use_one_thread
+        ),
+        "ours": build.build_loader(ours, batches, 1, Distributed(0, 1, torch.device("cpu"))),
+    }
 
 
-def one_thread(_: int) -> None:
+def gray_levels(batch: Any, config: Config) -> np.ndarray:
+    """Return the mean gray levels, 0 to 255, of each image of either side's batch: (n, 3)."""
+    if isinstance(batch, list):  # the baseline's: normalized images, masks, labels
+        recipe = config.recipe(config.crop_spec())
+        mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
+        images = batch[0] * std + mean
+    else:
+        images = batch.images.permute(0, 3, 1, 2) / 255
+    return 255 * images.mean(dim=(2, 3)).numpy()
+
+
+def use_one_thread(_: int) -> None:
+    """Initialize a worker process: OpenCV with one thread."""
     cv2.setNumThreads(1)
 
 
-class PlainDataset(Dataset):
-    """One sample after the other, nothing left out that will not be needed, nothing that is not asked for."""
+class BaselineDataset(Dataset):
+    """Training samples made like the published code makes them."""
 
-    def __init__(self, source: Source, config: Config):
+    def __init__(self, source: CropSource, config: Config):
         self.source = source
         colors = [
             A.RandomBrightnessContrast((-0.2, 0.2), (-0.2, 0.2), p=1),
-            PlainPCA(p=1),
+            BaselinePCA(p=1),
             albu.HueSaturationValue(p=1),
         ]
         self.transforms = A.Compose(
             [
                 A.ImageCompression(quality_range=(60, 100), p=0.5),
-                PlainNoise(p=0.1),
+                BaselineNoise(p=0.1),
                 A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(albu.BLUR_SIGMA, albu.BLUR_SIGMA), p=0.05),
                 A.HorizontalFlip(p=0.5),
-                A.OneOf([albu.IsotropicResize(config.size, *filters) for filters in albu.RESIZES], p=1),
+                A.OneOf([albu.IsotropicResize(config.size, *filters) for filters in albu.INTERPOLATIONS], p=1),
                 A.PadIfNeeded(config.size, config.size, border_mode=cv2.BORDER_CONSTANT, fill=0, p=1),
                 A.OneOf(colors, p=0.7),
                 A.ToGray(p=0.2),
@@ -114,13 +134,13 @@ class PlainDataset(Dataset):
         )
         self.mean, self.std = np.array(config.normalize.mean), np.array(config.normalize.std)
 
-    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, np.ndarray, float]:
-        fake = bool(self.source.crops.fake[draw.row])
-        image = self.source.image(draw.row)
+    def __getitem__(self, index: SampleIndex) -> tuple[torch.Tensor, np.ndarray, float]:
+        fake = bool(self.source.crops.fake[index.row])
+        image = self.source.image(index.row)
         shape = image.shape[:2]
-        mask = self.source.mask(draw.row, shape)
+        mask = self.source.mask(index.row, shape)
         mask = np.zeros(shape, np.uint8) if mask is None else mask
-        landmarks = self.source.landmarks(draw.row, shape)
+        landmarks = self.source.landmarks(index.row, shape)
         if landmarks is not None and random.random() < 0.7:
             image = self._without_landmark(image, landmarks.astype(float))
         elif random.random() < 0.2:
@@ -167,13 +187,17 @@ class PlainDataset(Dataset):
         return image
 
 
-class PlainNoise(A.ImageOnlyTransform):
+class BaselineNoise(A.ImageOnlyTransform):
+    """Gaussian noise drawn for every pixel in double precision."""
+
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:  # noqa: ARG002
         noise = np.random.RandomState(random.randint(0, 2**32 - 1)).normal(0, random.uniform(10, 50) ** 0.5, img.shape)
         return np.clip(img.astype(np.float32) + noise, 0, 255).astype(np.uint8)
 
 
-class PlainPCA(A.ImageOnlyTransform):
+class BaselinePCA(A.ImageOnlyTransform):
+    """Color shift along the principal components of all pixels."""
+
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:  # noqa: ARG002
         pixels = img.reshape(-1, 3) / 255.0
         values, vectors = np.linalg.eigh(np.cov(pixels - pixels.mean(axis=0), rowvar=False))
@@ -182,4 +206,4 @@ class PlainPCA(A.ImageOnlyTransform):
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    cli.main(main, get_args_parser())

@@ -1,11 +1,10 @@
-"""Training steps a second, with and without what makes them fast.
+"""Measure training steps per second with each optimization: channels last, mixed precision, compilation, allocator.
 
     python -m benchmarks.train_step [--config configs/b7.json] [--batch-size N] [--steps N] [--device D] [--compile]
 
-The same step of the training program (forward, backward, clipping, optimizer) on the same random batch: float32 in
-PyTorch's own memory layout, which is the 1 that the ratios refer to; then channels last; freed memory kept (on a CPU);
-mixed precision; compiled. With each, the peak memory (on a GPU) and the share of the device's rate in products of
-large matrices in the same format, measured here as well.
+Every row times the same step (forward, backward, gradient clipping, optimizer) on the same random batch. Ratios refer
+to the first row, float32 in contiguous memory format. "of matmul" compares the step's FLOP/s with those of large
+matrix products in the same data type on the same device.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common import cli
 from common.allocator import keep_freed_memory
 from common.device import choose_device
 from training.datasets.classifier_dataset import Batch
@@ -25,20 +25,24 @@ from training.pipelines.engine import Learner, train_step
 from training.tools.config import Config, read_config
 from training.tools.distributed import Distributed
 
-MATRIX = {"cuda": 8192, "cpu": 2048}  # the side of the matrices
+# Side of the matrices by device type: large enough to reach the peak rate.
+MATRIX_SIDE = {"cuda": 8192, "cpu": 2048, "mps": 4096}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", type=Path, default=Path("configs/b7.json"))
-    parser.add_argument("--batch-size", type=int, help="default: the configuration's")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, default=Path("configs/b7.json"), help="configuration of the network and the optimizer")
+    add("--batch-size", type=cli.positive, metavar="N", help="number of images (default: the configuration's)")
+    add("--steps", type=cli.positive, default=10, metavar="N", help="number of steps per measurement")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--compile", action="store_true", help="measure each row with torch.compile, too")
     return parser
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
+    """Measure the variants and print a row for each. Return the exit status."""
     device = choose_device(args.device)
     sizes = {"optimizer.batch_size": args.batch_size} if args.batch_size else {}
     variants = {
@@ -47,35 +51,36 @@ def main(args: argparse.Namespace) -> None:
         "bfloat16": {"fp16": True, "amp_dtype": "bfloat16"},
     }
     if device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16"):
-        del variants["bfloat16"]  # it would be emulated
+        del variants["bfloat16"]  # this CPU would emulate it
     if device.type == "cuda":
         variants["float16"] = {"fp16": True}
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads")
     print(f"{'':28}{'images/s':>10}{'ratio':>8}{'TFLOP/s':>9}{'of matmul':>11}{'peak GiB':>10}")
-    plain = None
-    for kept in (False, True) if device.type == "cpu" else (False,):
-        if kept:
+    reference = None
+    for keep in (False, True) if device.type == "cpu" else (False,):
+        if keep:
             keep_freed_memory()
         for name, changes in variants.items():
             config = read_config(args.config, {"pretrained": False, **sizes, **changes})
             for compiled in (False, True) if args.compile else (False,):
                 seconds, flops, peak = measure(config, device, args.steps, compiled)
-                plain = plain or seconds
-                rate = matrix_rate(device, config)
-                label = name + (", memory kept" if kept else "") + (", compiled" if compiled else "")
+                reference = reference or seconds
+                rate = matmul_rate(device, config)
+                label = name + (", allocator" if keep else "") + (", compiled" if compiled else "")
                 print(
-                    f"{label:28}{config.optimizer.batch_size / seconds:10.2f}{plain / seconds:8.2f}"
+                    f"{label:28}{config.optimizer.batch_size / seconds:10.2f}{reference / seconds:8.2f}"
                     f"{flops / seconds / 1e12:9.2f}{flops / seconds / rate:11.0%}{peak / 2**30:10.2f}",
                     flush=True,
                 )
+    return cli.OK
 
 
 def measure(config: Config, device: torch.device, steps: int, compiled: bool) -> tuple[float, float, int]:
-    """Seconds and floating-point operations of a step, peak memory in bytes (0 on a CPU)."""
+    """Return the seconds and floating-point operations per step and the peak memory in bytes (0 on a CPU)."""
     torch._dynamo.reset()
     learner = make_learner(config, device)
     batch = random_batch(config)
-    flops = operations(learner, batch)
+    flops = count_flops(learner, batch)
     build.wrap_model(learner, frozen=False, compiled=compiled)
     for _ in range(2):
         train_step(learner, batch, 1e-4)
@@ -83,15 +88,15 @@ def measure(config: Config, device: torch.device, steps: int, compiled: bool) ->
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     for _ in range(steps):
-        train_step(learner, batch, 1e-4)  # waits for the device: the loss is read
+        train_step(learner, batch, 1e-4)  # reads the loss, so it waits for the device
     seconds = (time.perf_counter() - started) / steps
     return seconds, flops, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def operations(learner: Learner, batch: Batch) -> int:
-    """Floating-point operations of the convolutions in a step: forward, and twice as many backward.
+def count_flops(learner: Learner, batch: Batch) -> int:
+    """Return the floating-point operations of a step's convolutions: the backward pass has twice those of the forward.
 
-    (PyTorch's own counter takes depthwise convolutions for full ones.)
+    torch.utils.flop_counter counts depthwise convolutions as full ones.
     """
     counted = []
 
@@ -107,6 +112,7 @@ def operations(learner: Learner, batch: Batch) -> int:
 
 
 def make_learner(config: Config, device: torch.device) -> Learner:
+    """Build a configuration's network with random weights and its optimizer."""
     torch.manual_seed(0)
     learner = build.build_learner(
         config, build.init_network(config, fresh=False), config.crop_spec(), Distributed(0, 1, device)
@@ -116,21 +122,22 @@ def make_learner(config: Config, device: torch.device) -> Learner:
 
 
 def random_batch(config: Config) -> Batch:
+    """Return a batch of random images, alternately real and fake."""
     generator = torch.Generator().manual_seed(0)
     count, size = config.optimizer.batch_size, config.size
     images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
-    true = torch.ones(count, dtype=torch.bool)
-    return Batch(images, (torch.arange(count) % 2).float(), torch.arange(count), true, true, None, [])
+    valid = torch.ones(count, dtype=torch.bool)
+    return Batch(images, (torch.arange(count) % 2).float(), torch.arange(count), valid, valid, None, [])
 
 
-def matrix_rate(device: torch.device, config: Config) -> float:
-    """Floating-point operations a second in products of large matrices, in the format of the step's.
+def matmul_rate(device: torch.device, config: Config) -> float:
+    """Return the floating-point operations per second of large matrix products in the step's data type.
 
-    On a GPU float32 means TF32, as it does for PyTorch's convolutions.
+    On a GPU, float32 uses TF32 where convolutions do.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     dtype = getattr(torch, config.amp_dtype) if config.fp16 else torch.float32
-    side = MATRIX[device.type]
+    side = MATRIX_SIDE[device.type]
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     fastest = float("inf")
     for _ in range(5):
@@ -141,4 +148,4 @@ def matrix_rate(device: torch.device, config: Config) -> float:
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    cli.main(main, get_args_parser())

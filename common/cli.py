@@ -1,4 +1,4 @@
-"""What the command lines share: parsers, argument types, exit statuses."""
+"""Shared parts of the command lines: parsers, argument types, exit statuses."""
 
 from __future__ import annotations
 
@@ -10,45 +10,42 @@ from collections.abc import Callable
 from common import __version__
 from common.errors import UserError
 
-# Exit statuses: everything is done; some clips failed; wrong usage or the run cannot continue; Ctrl-C.
+# Exit statuses: success; some clips failed; wrong usage, or the run cannot continue; Ctrl-C.
 OK, CLIPS_FAILED, CANNOT_CONTINUE, INTERRUPTED = 0, 3, 2, 130
 
 log = logging.getLogger(__name__)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keep the text as written and append the default of each option that has one."""
+    """Keep the text as written and append the default of each option that has one, except flags."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.help is None or "(default" in action.help or action.required:
-            return action.help
-        if action.default is None or action.default is argparse.SUPPRESS or action.default in (False, []):
+        no_default = action.required or action.nargs == 0 or action.default in (None, argparse.SUPPRESS, "", [])
+        if not action.help or no_default or "(default" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
 
 
-def make_parser(docstring: str, **options: bool) -> argparse.ArgumentParser:
-    """Make a parser with --version whose help is a script's docstring.
+def make_parser(docstring: str) -> argparse.ArgumentParser:
+    """Make a parser with --version from a script's docstring.
 
-    The first paragraph becomes the description and the rest the epilog. `options` are ArgumentParser's.
+    The first paragraph becomes the description, the rest the epilog.
     """
     description, _, epilog = docstring.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog.rstrip(), formatter_class=HelpFormatter, **options
-    )
+    parser = argparse.ArgumentParser(description=description, epilog=epilog.rstrip(), formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def positive(text: str) -> int:
-    """Argument type: an integer above 0."""
+    """Argument type: a positive integer."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return int(text)
 
 
 def not_negative(text: str) -> int:
-    """Argument type: an integer of at least 0."""
+    """Argument type: a non-negative integer."""
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return int(text)

@@ -81,7 +81,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a clip ended: its status, a message, counts for the summary and the processing time in seconds."""
+    """The result of a job.
+
+    Attributes:
+        status: `ok` or another status of the stage.
+        message: for the log and the journal.
+        counts: for the summary, which shows their sums.
+        seconds: processing time.
+    """
 
     status: str
     message: str = ""
@@ -89,8 +96,8 @@ class Outcome:
     seconds: float = 0.0
 
 
-# Yields each job with its outcome as it finishes, in any order, and raises the function's UserErrors.
-# Closing it early stops the jobs in flight.
+# A generator of jobs and their outcomes as they finish, in any order. It raises the function's UserErrors, and closing
+# it early stops the jobs in flight.
 Outcomes = Generator[tuple[Job, Outcome], None, None]
 Executor = Callable[[Callable[..., Outcome], Iterable[Job], int], Outcomes]
 
@@ -118,8 +125,8 @@ def run(
         settings: everything else that the outputs depend on; `stage` names the stage.
         workers: number of worker processes.
         statuses: meaning of the function's statuses.
-        retry_failed: run clips again that failed in an earlier run.
-        overwrite: run everything again.
+        retry_failed: re-run the clips that failed in an earlier run.
+        overwrite: start over.
         execute: the executor; local processes if None.
 
     Raises:
@@ -132,17 +139,16 @@ def run(
     with _lock(output):
         journal = _open_journal(output, settings, overwrite)
         stamps = {job.clip: [stamp_of(path) for path in job.inputs] for job in jobs}
-        records = {job.clip: journal.get(job.clip, stamps[job.clip]) for job in jobs}
-        outcomes = {job.clip: _previous_outcome(job, records[job.clip], statuses, retry_failed) for job in jobs}
+        outcomes = {
+            job.clip: _previous_outcome(job, journal.get(job.clip, stamps[job.clip]), statuses, retry_failed)
+            for job in jobs
+        }
         todo = [job for job in jobs if outcomes[job.clip] is None]
-        progress = tqdm(
-            total=len(jobs),
-            initial=len(jobs) - len(todo),
-            unit="clip",
-            desc=output.name,
-            disable=None if todo else True,
-        )
-        with progress, closing((execute or run_local)(function, todo, workers)) as results:
+        finished = len(jobs) - len(todo)
+        with (
+            _progress(output.name, len(jobs), finished) as bar,
+            closing((execute or run_local)(function, todo, workers)) as results,
+        ):
             for job, outcome in _stop_after_crashes(results):
                 outcomes[job.clip] = outcome
                 if outcome.status not in statuses.done:
@@ -151,7 +157,7 @@ def run(
                     log.warning("%s: %s: %s", job.clip, outcome.status, outcome.message)
                 if outcome.status != CRASHED:  # crashed clips are always tried again
                     journal.add(job.clip, stamps[job.clip], asdict(outcome))
-                progress.update()
+                bar.update()
     return {clip: outcome for clip, outcome in outcomes.items() if outcome}
 
 
@@ -193,14 +199,19 @@ def _previous_outcome(
     return None if retry_failed and statuses.failed(outcome.status) else outcome
 
 
+def _progress(name: str, total: int, finished: int) -> tqdm:
+    """Return a progress bar that is shown on terminals only, and only if there is work left."""
+    return tqdm(desc=name, total=total, initial=finished, unit="clip", disable=True if finished == total else None)
+
+
 def _stop_after_crashes(results: Outcomes) -> Iterator[tuple[Job, Outcome]]:
-    """Pass results on. Raises StageError after MAX_CRASHES crashes in a row."""
+    """Yield the results. Raises StageError after MAX_CRASHES crashes in a row."""
     crashes = 0
     for job, outcome in results:
         yield job, outcome
         crashes = crashes + 1 if outcome.status == CRASHED else 0
         if crashes == MAX_CRASHES:
-            raise StageError(f"{crashes} worker processes in a row died. Lower --workers if memory is short")
+            raise StageError(f"--workers: {crashes} worker processes in a row died. Use fewer if memory is short")
 
 
 @contextmanager
@@ -211,18 +222,18 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.warning("%s: another run is writing there; waiting for it to finish", folder)
+            log.warning("%s: another run is writing to it; waiting until that has finished", folder)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks
-            log.warning("%s: cannot be locked (%s). Make sure that no other run writes there", folder, error.strerror)
+            log.warning("%s: cannot be locked (%s). Make sure that no other run writes to it", folder, error.strerror)
         yield
     finally:
         os.close(handle)
 
 
 def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: int) -> Outcomes:
-    """Executor: worker processes on this machine, each with one thread and one clip at a time."""
-    # Set before the processes start: libraries read these when they are loaded.
+    """Run jobs in worker processes on this machine, each with one thread and one clip at a time. An Executor."""
+    # Libraries read these when they are loaded, so set them before the processes start.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     queue = iter(jobs)
     idle = [_Worker() for _ in range(workers)]
@@ -244,9 +255,9 @@ def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: in
 
 
 class _Worker:
-    """A worker process, started on first use and replaced when it has died.
+    """A worker process that is started on first use and replaced when it dies.
 
-    It is a process pool of its own: the death of a process breaks its whole pool.
+    Each worker has a process pool of its own, because a process that dies breaks its whole pool.
     """
 
     def __init__(self) -> None:
@@ -256,7 +267,7 @@ class _Worker:
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _initialize_worker)
 
     def submit(self, function: Callable[..., Outcome], job: Job) -> Future:
-        """Start a job. A process started here ignores Ctrl-C, which the parent handles."""
+        """Start a job. A process started here ignores Ctrl-C, which its parent handles."""
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return self.pool.submit(_attempt, function, job.arguments)
@@ -271,11 +282,11 @@ def _result(future: Future) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
-        return Outcome(CRASHED, "its worker process died (out of memory?); the same command tries it again")
+        return Outcome(CRASHED, "the worker process died (out of memory?). Run the same command to try again")
 
 
 def _initialize_worker() -> None:
-    """Use one thread, and exit when the parent does."""
+    """Use one thread and exit when the parent process does."""
     import cv2
 
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.files import OutputError, atomic_write
 
-# Size in bytes and modification time in ns: they tell whether a file is still the same.
+# Size in bytes and modification time in ns, which change when a file does.
 Stamp = list[int]
 
 

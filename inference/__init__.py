@@ -1,1 +1,1 @@
-"""From clips and checkpoints to one probability per video that it is fake."""
+"""From videos and checkpoints to the probability that each video is fake."""

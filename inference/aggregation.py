@@ -1,44 +1,49 @@
-"""From the scores of a video's faces to one probability that the video is fake."""
+"""Aggregation of the scores of a video's faces to the probability that the video is fake."""
 
 from __future__ import annotations
 
 import numpy as np
 
 # Constants of the winning solution.
-FRAMES = 32  # per video
-CONFIDENT_FAKE = 0.8
-CONFIDENT_REAL = 0.2
-MIN_FAKES = 11
-FAKE_SHARE = 2.5
-REAL_SHARE = 0.9
+FRAMES = 32  # frames sampled per video
+CONFIDENT_FAKE = 0.8  # scores above are confident fakes
+CONFIDENT_REAL = 0.2  # scores below are confident reals
+MIN_FAKES = 11  # confident fakes count if there are more than this
+FAKE_DIVISOR = 2.5  # ... and more than n // FAKE_DIVISOR
+REAL_FRACTION = 0.9  # confident reals count if they are more than this fraction of n
 
 
 def confident_strategy(scores: np.ndarray) -> float:
-    """The mean of the confident scores where they are many, else of all. `scores`: (n,), n >= 1, 0 to 1.
+    """Return the mean of the confident scores if there are enough of them, else the mean of all scores.
 
-    Fakes are many when more than MIN_FAKES and more than n // FAKE_SHARE exceed CONFIDENT_FAKE; reals
-    when more than REAL_SHARE of all lie under CONFIDENT_REAL. A swap may be seen in a part of the frames
-    only, so fakes are asked first and in a smaller share.
+    Confident fakes come first and need a smaller fraction than confident reals, because a face swap may be visible in
+    some frames only.
+
+    Args:
+        scores: (n,), n >= 1, probabilities from 0 to 1.
+
+    Raises:
+        ValueError: the scores are empty, not finite or not one-dimensional.
     """
-    scores = _checked(scores)
+    scores = _check(scores)
     fakes = scores[scores > CONFIDENT_FAKE]
     reals = scores[scores < CONFIDENT_REAL]
-    if len(fakes) > len(scores) // FAKE_SHARE and len(fakes) > MIN_FAKES:
+    if len(fakes) > len(scores) // FAKE_DIVISOR and len(fakes) > MIN_FAKES:
         return float(fakes.mean())
-    if len(reals) > REAL_SHARE * len(scores):
+    if len(reals) > REAL_FRACTION * len(scores):
         return float(reals.mean())
     return float(scores.mean())
 
 
 def mean_strategy(scores: np.ndarray) -> float:
-    """The plain mean. `scores`: (n,), n >= 1, 0 to 1."""
-    return float(_checked(scores).mean())
+    """Return the mean of all scores. Arguments and errors are those of `confident_strategy`."""
+    return float(_check(scores).mean())
 
 
-def _checked(scores: np.ndarray) -> np.ndarray:
+def _check(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
-        raise ValueError(f"need a row of finite scores, got {scores}")
+        raise ValueError(f"expected a non-empty 1-D array of finite scores, got {scores}")
     return scores
 
 

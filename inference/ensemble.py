@@ -1,10 +1,11 @@
-"""Several checkpoints as one scorer of face crops, on a device and in a precision."""
+"""Score face crops with the networks of several checkpoints, on one device and in one precision."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,72 +16,99 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
-from training.tools.checkpoint import load_network
+from training.tools.checkpoint import Recipe, load_network
 
-# The first of the encoder's stages of blocks that bfloat16 is used in.
-FIRST_BFLOAT16 = 3
-# Crops a forward pass.
+# In bfloat16 mode, the encoder's stages of blocks from this index on run in bfloat16.
+FIRST_BFLOAT16_STAGE = 3
+# Default number of crops per forward pass, by device type.
 BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 16}
 
-# How a network's input is cut from a frame: the crop rule and the side of the square input in pixels.
-CropSpec = tuple[MarginCrop | SquareCrop, int]
+
+class CropSpec(NamedTuple):
+    """How a network's input is cut from a frame.
+
+    Attributes:
+        rule: which part of the frame around a face.
+        size: side of the square input in pixels.
+    """
+
+    rule: MarginCrop | SquareCrop
+    size: int
 
 
 class ScoreError(UserError):
-    """A network's output that is not a number."""
+    """The networks cannot score a batch: a score is not finite, or the device is out of memory."""
 
 
 class Ensemble:
-    """Networks loaded from checkpoints; scores crops of faces.
+    """Networks loaded from checkpoints, ready for inference.
 
-    `names`: one a network, in the order given; the file's, numbered where files share a name.
-    `inputs`: the distinct ways of cropping that the networks need.
+    Args:
+        paths: the checkpoints.
+        device: PyTorch's name of a device, or `auto`.
+        precision: `float32`, `float16`, `bfloat16` or `auto`.
 
-    Raises CheckpointError for a checkpoint that cannot be used, DeviceError for a device that is not there.
+    Attributes:
+        device: the device that the networks are on.
+        precision: name of the floating-point type.
+        names: one name per network in the order of `paths`: the file name without .pt, numbered if it repeats.
+        networks: the networks in evaluation mode.
+        recipes: one recipe per network.
+        crop_specs: the distinct crops that the networks need.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used.
+        DeviceError: the device is not available.
     """
 
     def __init__(self, paths: Sequence[str | Path], device: str = "auto", precision: str = "auto"):
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: for speed there is float16
-        self.names = _unique([Path(path).name.removesuffix(".pt") for path in paths])
-        self.networks, self.recipes = [], []
+        torch.backends.cudnn.allow_tf32 = False  # float32 means full precision; float16 is the fast choice
+        self.names = _number_duplicates([Path(path).name.removesuffix(".pt") for path in paths])
+        self.networks: list[nn.Module] = []
+        self.recipes: list[Recipe] = []
         for path in paths:
             network, recipe = load_network(path)
             fold_batch_norms(network)
-            network.to(self.device, memory_format=torch.channels_last)
+            network.to(self.device).to(memory_format=torch.channels_last)
             reduce_precision(network, getattr(torch, self.precision))
             self.networks.append(network)
             self.recipes.append(recipe)
-        self.inputs: list[CropSpec] = list(dict.fromkeys((r.crop, r.size) for r in self.recipes))
+        self.crop_specs = list(dict.fromkeys(CropSpec(recipe.crop, recipe.size) for recipe in self.recipes))
 
     @torch.inference_mode()
     def score(self, crops: Mapping[CropSpec, np.ndarray]) -> np.ndarray:
-        """Probabilities of being fake, float32 (n, networks), for n faces.
+        """Return the probability that each face is fake, by network: float32 (n, networks).
 
-        `crops`: for each of `inputs`, the faces' squares, RGB uint8 (n, size, size, 3).
+        Args:
+            crops: the crops of n faces for each of `crop_specs`, RGB uint8 (n, size, size, 3).
 
-        Raises ScoreError where a network gives a value that is not finite.
+        Raises:
+            ScoreError: a network's output is not finite.
         """
-        pixels = {key: torch.from_numpy(squares).to(self.device) for key, squares in crops.items()}
-        inputs, columns = {}, []
+        pixels = {spec: torch.from_numpy(images).to(self.device) for spec, images in crops.items()}
+        normalized: dict[tuple, torch.Tensor] = {}  # networks with the same recipe share their input
+        columns = []
         for name, network, recipe in zip(self.names, self.networks, self.recipes, strict=True):
-            input_spec = recipe.crop, recipe.size, recipe.mean, recipe.std
-            if input_spec not in inputs:
-                inputs[input_spec] = recipe.normalize(pixels[recipe.crop, recipe.size])
-            images = inputs[input_spec]
-            logits = network(images.to(next(network.parameters()).dtype))
-            if isinstance(logits, tuple):  # networks that draw a mask as well
+            key = recipe.crop, recipe.size, recipe.mean, recipe.std
+            if key not in normalized:
+                normalized[key] = recipe.normalize(pixels[CropSpec(recipe.crop, recipe.size)])
+            logits = network(normalized[key].to(next(network.parameters()).dtype))
+            if isinstance(logits, tuple):  # (logits, mask)
                 logits = logits[0]
             logits = logits[:, 0].float()
             if not logits.isfinite().all():
-                raise ScoreError(f"{name} gives no finite score in {self.precision}; use --precision float32")
+                raise ScoreError(f"{name}: gives a score that is not finite in {self.precision}. {self._remedy()}")
             columns.append(logits.sigmoid().cpu().numpy())
         return np.stack(columns, axis=1)
 
+    def _remedy(self) -> str:
+        return "Choose another checkpoint" if self.precision == "float32" else "Use --precision float32"
+
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Fold each batch norm of an EfficientNet into the convolution before it, in place; the outputs stay the same."""
+    """Fold each batch norm of an EfficientNet into the preceding convolution, in place. The outputs stay the same."""
     for module in network.modules():
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
@@ -90,19 +118,21 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def reduce_precision(network: nn.Module, dtype: torch.dtype) -> None:
-    """Set a network's precision, in place; of bfloat16, in the encoder's blocks from FIRST_BFLOAT16 on only.
+    """Convert a network to a floating-point type, in place; only the stages from FIRST_BFLOAT16_STAGE on to bfloat16.
 
-    bfloat16 has 8 bits of precision. In the first blocks, the head and the logit that cost up to 0.02 of a video's
-    score (measured with an earlier embedded model on five real clips); in the rest 0.003, of today's model 0.002.
+    bfloat16 has 8 bits of precision. On five real clips, converting the whole network moved video scores by up to
+    0.02, converting these stages only by up to 0.003 (an earlier embedded model).
     """
     if dtype != torch.bfloat16:
         network.to(dtype)
         return
-    blocks = network.encoder.blocks[FIRST_BFLOAT16:].to(dtype)
-    blocks[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(),))
-    network.encoder.conv_head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    stages = list(network.get_submodule("encoder.blocks").children())[FIRST_BFLOAT16_STAGE:]
+    for stage in stages:
+        stage.to(dtype)
+    stages[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(),))
+    network.get_submodule("encoder.conv_head").register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
-def _unique(names: list[str]) -> list[str]:
-    """The names, with #2, #3, ... behind repeated ones."""
+def _number_duplicates(names: list[str]) -> list[str]:
+    """Append #2, #3, ... to repeated names."""
     return [name if not (earlier := names[:i].count(name)) else f"{name}#{earlier + 1}" for i, name in enumerate(names)]

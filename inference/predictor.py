@@ -1,10 +1,10 @@
-"""From videos to scores: decoding, face detection and classification, overlapped.
+"""Score videos: decode, detect faces, classify and aggregate, with the stages overlapped.
 
     paths -> decode (threads, several videos concurrently) -> detect (one video at a time)
-          -> classify (faces batched across videos, all networks) -> one VideoScore per video, in order
+          -> classify (all networks, faces batched across videos) -> one VideoScore per video, in order
 
-The number of videos in flight is fixed, so memory does not grow with the number of videos. A video's score depends on
-that video only: faces of several videos share batches, not results.
+The number of videos in flight is limited, so memory does not grow with the number of videos. Faces of several videos
+share a batch, but a video's score depends on that video only.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
 from preprocessing.video import Clip, Frame, VideoError, sample_frames
 
-# Score of a video about which nothing is known.
+# Score of a video that is unreadable or has no face.
 UNKNOWN = 0.5
 
 log = logging.getLogger(__name__)
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -44,12 +45,12 @@ class VideoScore:
         message: why the status is not `ok`.
         score: probability that the video is fake, 0 to 1; UNKNOWN unless the status is `ok`.
         frames: number of frames that were analyzed.
-        fps: frames per second; None if the video is unreadable, like the next three.
-        duration: seconds.
-        width: pixels, after rotation.
-        height: pixels, after rotation.
-        faces: a dict per face, see docs/formats.md.
-        seconds: processing time.
+        fps: average number of frames per second; None if the video is unreadable, like the next three.
+        duration: length in seconds.
+        width: width in pixels, after rotation.
+        height: height in pixels, after rotation.
+        faces: one dict per face, see docs/formats.md.
+        seconds: processing time, summed over the stages.
     """
 
     path: Path
@@ -67,7 +68,16 @@ class VideoScore:
 
 @dataclass
 class _Job:
-    """A video in flight."""
+    """A video in flight.
+
+    Attributes:
+        frames: the sampled frames, until faces have been detected in them.
+        shrunk: the detector's input for each frame, for as long.
+        size: width and height of the frames.
+        faces: frame index and face of each detection.
+        crops: one crop per face for each of the ensemble's crop specs.
+        scores: one score per network for each face that has been classified, in order.
+    """
 
     path: Path
     error: str = ""
@@ -87,15 +97,15 @@ class _Job:
 
 
 class Predictor:
-    """Scores videos with an ensemble.
+    """Score videos with an ensemble.
 
     Args:
         ensemble: the networks.
         detector: the face detector.
-        strategy: key of STRATEGIES.
-        frames: number of frames per video.
+        strategy: name of the aggregation, a key of STRATEGIES.
+        frames: number of frames sampled per video.
         workers: number of videos decoded concurrently; None chooses by the number of CPU cores.
-        batch_size: faces per forward pass; None chooses by the device.
+        batch_size: number of faces per forward pass; None chooses by the device.
     """
 
     def __init__(
@@ -115,20 +125,20 @@ class Predictor:
         self.batch_size = batch_size or BATCH_SIZE.get(ensemble.device.type, 1)
 
     def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
-        """Yield one VideoScore per path, in order.
+        """Yield one VideoScore per path, in order. A video that cannot be read gets the status `unreadable`.
 
-        A video that cannot be read gets the status `unreadable`. Raises ScoreError if a network gives no finite score
-        or the device runs out of memory.
+        Raises:
+            ScoreError: a network's output is not finite, or the device is out of memory.
         """
         decoders = ThreadPoolExecutor(self.workers, "decode")
         detectors = ThreadPoolExecutor(1, "detect")
         try:
-            jobs = _map_ahead(decoders, self._decode, map(Path, paths), self.workers)
+            decoded = _map_ahead(decoders, self._decode, map(Path, paths), self.workers)
             if self.ensemble.device.type == "cpu":  # detection and classification would compete for the same cores
-                jobs = map(self._detect, jobs)
+                detected: Iterator[_Job] = map(self._detect, decoded)
             else:
-                jobs = _map_ahead(detectors, self._detect, jobs, 1)
-            yield from self._classify(jobs)
+                detected = _map_ahead(detectors, self._detect, decoded, 1)
+            yield from self._classify(detected)
         except torch.OutOfMemoryError:
             raise ScoreError("the device is out of memory. Lower --batch-size or use --device cpu") from None
         finally:
@@ -144,7 +154,7 @@ class Predictor:
             job.shrunk = [self.detector.shrink(frame.image) for frame in job.frames]
         except VideoError as error:
             job.error = str(error)
-        except Exception as error:  # an unexpected error must not end the run for all other videos
+        except Exception as error:  # an unexpected error must not end the run for the other videos
             log.exception("%s", path)
             job.error = f"{path}: decoding failed ({error!r})"
         job.frame_count = len(job.frames)
@@ -167,38 +177,40 @@ class Predictor:
 
     def _find_faces(self, job: _Job) -> None:
         images = [frame.image for frame in job.frames]
-        job.crops = {spec: [] for spec in self.ensemble.inputs}
+        specs = self.ensemble.crop_specs
+        job.crops = {spec: [] for spec in specs}
         for frame, faces in zip(job.frames, self.detector.detect(images, job.shrunk), strict=True):
             for face in faces:
-                crops = {spec: cut(frame.image, spec[0].window(face.box)) for spec in self.ensemble.inputs}
-                if any(crop is None for crop in crops.values()):  # the box lies outside the frame
+                crops = [cut(frame.image, spec.rule.window(face.box)) for spec in specs]
+                inside = [crop for crop in crops if crop is not None]
+                if len(inside) < len(specs):  # the box lies outside the frame
                     continue
                 job.faces.append((frame.index, face))
-                for spec, crop in crops.items():
-                    size = spec[1]
-                    job.crops[spec].append(center_in_square(resize_longer_side(crop, size), size))
+                for spec, crop in zip(specs, inside, strict=True):
+                    job.crops[spec].append(center_in_square(resize_longer_side(crop, spec.size), spec.size))
 
     def _classify(self, jobs: Iterable[_Job]) -> Iterator[VideoScore]:
-        in_flight: deque[_Job] = deque()
-        faces: deque[tuple[_Job, int]] = deque()
+        """Score the jobs' faces in full batches; yield each result when the results before it are out."""
+        waiting: deque[_Job] = deque()
+        faces: deque[tuple[_Job, int]] = deque()  # not scored yet: the job and the face's index in it
         for job in jobs:
-            in_flight.append(job)
-            faces.extend((job, number) for number in range(len(job.faces)))
+            waiting.append(job)
+            faces.extend((job, index) for index in range(len(job.faces)))
             while len(faces) >= self.batch_size:
                 self._score([faces.popleft() for _ in range(self.batch_size)])
-            if len(in_flight) > self.batch_size:  # limits the number of videos that wait for a full batch
+            if len(waiting) > self.batch_size:  # limits the number of videos that wait for a full batch
                 self._score([faces.popleft() for _ in range(len(faces))])
-            while in_flight and in_flight[0].finished:
-                yield self._result(in_flight.popleft())
+            while waiting and waiting[0].finished:
+                yield self._result(waiting.popleft())
         self._score(list(faces))
-        yield from map(self._result, in_flight)
+        yield from map(self._result, waiting)
 
     def _score(self, faces: list[tuple[_Job, int]]) -> None:
-        """Score a batch of faces, each given as its job and its number there, and add the scores to the jobs."""
+        """Score a batch of faces and add the scores to their jobs."""
         if not faces:
             return
         start = time.perf_counter()
-        batch = {spec: np.stack([job.crops[spec][number] for job, number in faces]) for spec in self.ensemble.inputs}
+        batch = {spec: np.stack([job.crops[spec][index] for job, index in faces]) for spec in self.ensemble.crop_specs}
         for (job, _), scores in zip(faces, self.ensemble.score(batch), strict=True):
             job.scores.append(scores)
             job.seconds += (time.perf_counter() - start) / len(faces)
@@ -215,16 +227,19 @@ class Predictor:
         else:
             scores = np.stack(job.scores)
             result.score = float(np.mean([self.aggregate(column) for column in scores.T]))
-            result.faces = [self._face(job, *face) for face in zip(job.faces, scores, strict=True)]
+            result.faces = [
+                self._face(job, index, face, row) for (index, face), row in zip(job.faces, scores, strict=True)
+            ]
         return result
 
-    def _face(self, job: _Job, found: tuple[int, Face], scores: np.ndarray) -> dict[str, Any]:
-        index, face = found
+    def _face(self, job: _Job, index: int, face: Face, scores: np.ndarray) -> dict[str, Any]:
+        """Return the entry of --details for a face in frame `index`. Times count from the first frame."""
+        times = job.clip.times if job.clip else []
         return {
             "frame": index,
-            "time": round(job.clip.times[index], 3) if job.clip else None,
+            "time": round(times[index] - times[0], 3),
             "box": [round(float(corner), 2) for corner in face.box],
-            "probability": face.probability,
+            "probability": face.probability,  # kept for scripts that read it; easily taken for the score
             "detector_confidence": face.probability,
             "scores": dict(zip(self.ensemble.names, scores.tolist(), strict=True)),
         }
@@ -233,7 +248,7 @@ class Predictor:
 def _map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
 ) -> Iterator[Result]:
-    """Map in order, with up to `depth` items processed ahead of the one that is returned."""
+    """Map in a pool's threads and yield the results in order, with up to `depth` items ahead of the next result."""
     pending: deque[Future[Result]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

@@ -1,4 +1,4 @@
-"""From a folder of videos to a submission: find the videos, score those that are not finished, write the results."""
+"""Score a folder of videos: find them, score those that are not finished, write the submission and the details."""
 
 from __future__ import annotations
 
@@ -31,20 +31,26 @@ log = logging.getLogger(__name__)
 
 
 class UsageError(UserError):
-    """A request that cannot be fulfilled."""
+    """Arguments that name missing or unsuitable files."""
 
 
 def find_videos(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the videos of a folder, or the one video file, by name and in order, and the names of the other files.
+    """Return the videos, by name and sorted, and the names of the other files.
 
-    The name of a video in a subfolder starts with the subfolder's. Raises UsageError.
+    A name is the path relative to the folder, with slashes.
+
+    Args:
+        path: a folder, searched with its subfolders, or one video.
+
+    Raises:
+        UsageError: the path does not exist, is a file of another kind or contains no video.
     """
     if path.is_file():
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise UsageError(f"{path}: is not a video ({_suffixes()}). Choose a video or a folder of videos")
         return {path.name: path}, []
     if not path.is_dir():
-        raise UsageError(f"{path}: no such file or folder")
+        raise UsageError(f"{path}: no such file or folder. Choose a video or a folder of videos")
     files = {file.relative_to(path).as_posix(): file for file in _files_under(path, set())}
     videos = {name: files[name] for name in sorted(files) if files[name].suffix.lower() in VIDEO_SUFFIXES}
     if not videos:
@@ -53,19 +59,24 @@ def find_videos(path: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def find_checkpoints(models: Sequence[str], weights_dir: Path) -> list[Path]:
-    """Return the files of models given as paths or as names in `weights_dir`. Raises UsageError."""
+    """Return the checkpoints of models that are given as paths or as names in `weights_dir`. Raises UsageError."""
     paths = [path if (path := Path(model)).is_file() else weights_dir / model for model in models]
     missing = [str(path) for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
         raise UsageError(
-            f"no such checkpoint: {', '.join(missing)}. ./download_weights.sh downloads the released ones into "
-            "weights/; without --models, the embedded model is used"
+            f"{', '.join(missing)}: no such checkpoint. ./download_weights.sh downloads the released ones to weights/; "
+            "leave out --models to use the embedded model"
         )
     return paths
 
 
 def check_outputs(outputs: Sequence[Path], videos: dict[str, Path]) -> None:
-    """Check before the work that the outputs can be written and overwrite nothing else. Raises a UserError."""
+    """Check that the outputs can be written and overwrite neither a video nor each other; make their folders.
+
+    Raises:
+        UsageError: an output is not a file or would overwrite something.
+        OutputError: an output's folder cannot be created or written to.
+    """
     taken = {path.resolve() for path in videos.values()}
     for path in outputs:
         if path.exists() and not path.is_file():
@@ -77,31 +88,32 @@ def check_outputs(outputs: Sequence[Path], videos: dict[str, Path]) -> None:
 
 
 def journal_path(output: Path) -> Path:
-    """Return the path of a submission's status records."""
+    """Return the path of the status records of a submission."""
     return output.with_name(f"{output.name}.progress.jsonl")
 
 
 def score_videos(videos: dict[str, Path], predictor: Predictor, journal: Journal) -> list[dict[str, Any]]:
-    """Score the videos that are not in the journal. Return the records of all videos in order."""
+    """Score the videos that have no record in the journal and add theirs. Return the records of all, in order."""
     stamps = {name: stamp_of(path) for name, path in videos.items()}
-    records = {name: journal.get(name, stamp) for name, stamp in stamps.items()}
-    todo = [name for name, record in records.items() if record is None]
-    finished = len(videos) - len(todo)
+    finished = {name: record for name, stamp in stamps.items() if (record := journal.get(name, stamp))}
+    todo = [name for name in videos if name not in finished]
     if finished:
-        log.info("%d of %d were finished by an earlier run", finished, len(videos))
-    with tqdm(total=len(videos), initial=finished, unit="video", disable=None if todo else True) as progress:
+        log.info("resuming: %d of %s finished by an earlier run", len(finished), plural(len(videos), "video"))
+    scored = {}
+    # disable=None: no progress bar in redirected output
+    with tqdm(total=len(videos), initial=len(finished), unit="video", disable=None if todo else True) as progress:
         for name, result in zip(todo, predictor.predict(videos[name] for name in todo), strict=True):
-            records[name] = to_record(name, result)
+            scored[name] = to_record(name, result)
             if result.status != "ok":
                 log.warning("%s: %s", name, result.message.removeprefix(f"{result.path}: "))
-            if result.status != "unreadable":  # these are tried again
-                journal.add(name, stamps[name], records[name])
+            if result.status != "unreadable":  # the next run tries these again
+                journal.add(name, stamps[name], scored[name])
             progress.update()
-    return [record for record in records.values() if record]
+    return [{**finished, **scored}[name] for name in videos]
 
 
 def to_record(name: str, result: VideoScore) -> dict[str, Any]:
-    """Return the line of --details for a video; docs/formats.md describes its keys."""
+    """Return a video's record, which is its line of --details. docs/formats.md describes the keys."""
     return {
         "filename": name,
         "status": result.status,
@@ -113,7 +125,7 @@ def to_record(name: str, result: VideoScore) -> dict[str, Any]:
         "width": result.width,
         "height": result.height,
         "faces": result.faces,
-        "seconds": result.seconds,
+        "seconds": result.seconds,  # kept for scripts that read it; easily taken for the duration
         "processing_seconds": result.seconds,
         "version": __version__,
     }
@@ -134,17 +146,17 @@ def write_details(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> str:
-    """Return one line: the number of videos per status, and the names of those that could not be read."""
+    """Return a line with the number of videos per status and the names of the unreadable ones."""
     names = {status: [r["filename"] for r in records if r["status"] == status] for status in STATUSES}
     parts = [f"{len(names[status])} {status.replace('_', ' ')}" for status in STATUSES if names[status]]
     return ", ".join(parts) + (f": {abbreviate(names['unreadable'])}" if names["unreadable"] else "")
 
 
-def log_start(videos: dict[str, Path], others: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Log what is going to be scored, with which models."""
+def log_start(videos: dict[str, Path], others: Sequence[str], models: Sequence[str], where: str) -> None:
+    """Log the number of videos, the skipped files, the models and where they run."""
     if others:
         log.info("skipped, not videos: %s", abbreviate(others))
-    log.info("%s, %s on %s", plural(len(videos), "video"), abbreviate(names), where)
+    log.info("%s, %s on %s", plural(len(videos), "video"), abbreviate(models), where)
 
 
 def sha256(path: Path) -> str:

@@ -24,12 +24,15 @@ if not __package__:
 from common import cli
 from common.files import atomic_file, atomic_write, make_folder
 from common.jobs import Job, Outcome
+from common.text import plural
 from preprocessing import stage
 from preprocessing.dataset import description_files
 from preprocessing.layout import COMPRESSED
 from preprocessing.video import Clip, VideoError, iter_frames
 
 RATE_FACTORS = (23, 28, 32)
+# cv::CpuFeatures; OpenCV's Python module has no name for it.
+CPU_AVX_512F = 13
 TIME_BASE = Fraction(1, 90000)  # seconds
 VERSION = 1
 SEED = 777
@@ -59,21 +62,20 @@ def main(args: argparse.Namespace) -> int:
 
 
 def rate_factor(clip: str, seed: int) -> int:
-    """Sample one of RATE_FACTORS for a clip, independently of the other clips."""
+    """Sample one of RATE_FACTORS for a clip. It depends on the clip's id and the seed only."""
     return int(np.random.default_rng([seed, zlib.crc32(clip.encode())]).choice(RATE_FACTORS))
 
 
 def encoder_options(crf: int) -> dict[str, str]:
-    """Return libx264's options for reproducible output."""
+    """Return the options with which libx264 encodes the same frames to the same bytes on every run."""
     options = {"crf": str(crf), "threads": "1"}
-    if cv2.checkHardwareSupport(cv2.CPU_AVX_512F):
-        # x264's AVX-512 code gives other bytes on every run; its AVX2 code gives the same ones as on other CPUs.
-        options["x264-params"] = "asm=avx2"
+    if cv2.checkHardwareSupport(CPU_AVX_512F):
+        options["x264-params"] = "asm=avx2"  # x264's AVX-512 code is not deterministic
     return options
 
 
 def compress(path: Path, output: Path, crf: int) -> Outcome:
-    """Write one clip. Frames keep their times; an odd last row or column is cut off."""
+    """Re-encode one clip. Frames keep their times; an odd last row or column is cut off."""
     clip = Clip(path)
     start = min(clip.times[0], 0)
     frames = 0
@@ -81,19 +83,20 @@ def compress(path: Path, output: Path, crf: int) -> Outcome:
     with atomic_file(output) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=clip.rate, options=encoder_options(crf))
         stream.codec_context.time_base = TIME_BASE
-        for index, image in iter_frames(clip, range(clip.total)):
-            height, width = (side // 2 * 2 for side in image.shape[:2])
+        for source in iter_frames(clip, range(clip.total)):
+            height, width = (side // 2 * 2 for side in source.image.shape[:2])
             if not frames:
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
-            frame.time_base, frame.pts = TIME_BASE, round((clip.times[index] - start) / TIME_BASE)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(source.image[:height, :width]), format="rgb24")
+            frame.time_base, frame.pts = TIME_BASE, round((clip.times[source.index] - start) / TIME_BASE)
             container.mux(stream.encode(frame))
             frames += 1
         if not frames:
             raise VideoError(path, "no frame can be decoded. The file is damaged, download it again")
         container.mux(stream.encode(None))
     lost = clip.total - frames
-    return Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"frames": frames, f"crf_{crf}": 1})
+    message = f"{plural(lost, 'frame')} cannot be decoded" if lost else ""
+    return Outcome("ok", message, {"frames": frames, f"crf_{crf}": 1})
 
 
 if __name__ == "__main__":

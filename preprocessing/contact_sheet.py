@@ -1,4 +1,4 @@
-"""Contact sheets: a grid of sample images with captions, to check an output by eye."""
+"""Contact sheets: grids of sample images with captions, to check outputs by eye."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from preprocessing.layout import PREVIEWS
 LANDMARK_COLORS = ((255, 60, 60), (60, 160, 255), (60, 255, 60), (255, 200, 0), (0, 255, 255))
 BACKGROUND, TEXT, MUTED = (40, 40, 40), (255, 255, 255), (170, 170, 170)
 CELL = 180  # side of a cell in pixels
+PADDING = 4  # between images, in pixels
 LINE = 16  # height of a line of text in pixels
-MAX_COLUMNS = 9
+MAX_COLUMNS = 9  # in cells
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +49,14 @@ def draw_samples(output: Path, clips: Sequence[str], count: int, sample: Callabl
         clips: clips to choose from.
         count: number of samples, spread evenly over the clips and their frames.
         sample: reads one file. Files that cannot be read are left out.
-        suffix: ending of the files' names.
+        suffix: suffix of the files.
     """
     samples = []
     for file in _choose(output, clips, count, suffix):
         try:
             samples.append(sample(file))
         except (ImageError, OSError, ValueError, EOFError) as error:
-            log.warning("left out of the contact sheet: %s: %s", file, error)
+            log.warning("%s: cannot be shown on the contact sheet (%s)", file, error)
     path = output.parent / PREVIEWS / f"{output.name}.png"
     make_folder(path.parent)
     atomic_write(path, encode_image(draw_sheet(samples)))
@@ -65,7 +66,7 @@ def draw_samples(output: Path, clips: Sequence[str], count: int, sample: Callabl
 def draw_sheet(samples: Sequence[Sample]) -> np.ndarray:
     """Draw a contact sheet, RGB uint8."""
     if not samples:
-        samples = [Sample("nothing to show", [])]
+        samples = [Sample("no samples", [])]
     width = max(1, *(len(sample.images) for sample in samples))
     columns = max(1, min(MAX_COLUMNS // width, len(samples)))
     header = LINE * (2 if any(sample.labels for sample in samples) else 1)
@@ -75,13 +76,23 @@ def draw_sheet(samples: Sequence[Sample]) -> np.ndarray:
     for number, sample in enumerate(samples):
         row, column = divmod(number, columns)
         left, top = column * width * CELL, row * (CELL + header)
-        draw.text((left + 3, top + 2), sample.caption, fill=TEXT)
+        left += PADDING
+        draw.text((left, top + 2), _fit(draw, sample.caption, width * CELL - 2 * PADDING), fill=TEXT)
         for place, image in enumerate(sample.images):
             if sample.labels:
-                draw.text((left + place * CELL + 3, top + LINE), sample.labels[place], fill=MUTED)
-            small = resize_longer_side(image, CELL - 4, up=cv2.INTER_LINEAR)
+                draw.text((left + place * CELL, top + LINE), sample.labels[place], fill=MUTED)
+            small = resize_longer_side(image, CELL - PADDING, up=cv2.INTER_LINEAR)
             canvas.paste(Image.fromarray(small), (left + place * CELL, top + header))
     return np.asarray(canvas)
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """Shorten a text in the middle until it fits a width in pixels."""
+    short, keep = text, len(text)
+    while draw.textlength(short) > width:
+        keep -= 1
+        short = f"{text[: keep // 2]}...{text[len(text) - (keep - keep // 2) :]}"
+    return short
 
 
 def _choose(folder: Path, clips: Sequence[str], count: int, suffix: str) -> list[Path]:
@@ -96,6 +107,6 @@ def _choose(folder: Path, clips: Sequence[str], count: int, suffix: str) -> list
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """Return `count` indices below `total`, each in the middle of an equal share; all of them if `count` is larger."""
+    """Return `count` evenly spaced indices below `total`, each in the middle of its share; at most all of them."""
     count = min(total, count)
     return [(2 * index + 1) * total // (2 * count) for index in range(count)]

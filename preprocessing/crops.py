@@ -1,6 +1,6 @@
-"""Crops of faces: which part of the frame, and how it becomes a network's square input.
+"""Geometry of face crops: the window of the frame that is cropped, and how a crop becomes a network's square input.
 
-The one home of the crop's geometry, for preprocessing, training and inference.
+Used by preprocessing, training and inference.
 """
 
 from __future__ import annotations
@@ -11,34 +11,43 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-# The winning solution widens the detector's box on each side by this share of its height and width.
+# The winning solution extends the bounding box on each side by this fraction of its height or width.
 MARGIN = 1 / 3
 
 
 @dataclass(frozen=True)
 class MarginCrop:
-    """The face's box, widened on each side by `margin` times its height (above, below) and width (left, right)."""
+    """The bounding box, extended on each side by a margin.
+
+    Attributes:
+        margin: as a fraction of the box's width (left and right) and height (top and bottom).
+    """
 
     kind: ClassVar[str] = "margin"
     margin: float = MARGIN
 
     def window(self, box: np.ndarray) -> tuple[int, int, int, int]:
-        """Whole pixels (xmin, ymin, xmax, ymax) for a face's box; corners and margins are cut off to integers."""
+        """Return the window (xmin, ymin, xmax, ymax) of a bounding box. Corners and margins are truncated to pixels."""
         xmin, ymin, xmax, ymax = (int(corner) for corner in box)
-        across, along = int((xmax - xmin) * self.margin), int((ymax - ymin) * self.margin)
-        return xmin - across, ymin - along, xmax + across, ymax + along
+        margin_x, margin_y = int((xmax - xmin) * self.margin), int((ymax - ymin) * self.margin)
+        return xmin - margin_x, ymin - margin_y, xmax + margin_x, ymax + margin_y
 
 
 @dataclass(frozen=True)
 class SquareCrop:
-    """A square with `side` times the height of the face's box, centered across, `center` heights below its top."""
+    """A square that is centered horizontally on the bounding box.
+
+    Attributes:
+        side: side of the square, in heights of the box.
+        center: distance of the square's center from the top of the box, in heights of the box.
+    """
 
     kind: ClassVar[str] = "square"
     side: float
     center: float
 
     def window(self, box: np.ndarray) -> tuple[int, int, int, int]:
-        """Whole pixels (xmin, ymin, xmax, ymax) for a face's box."""
+        """Return the window (xmin, ymin, xmax, ymax) of a bounding box, rounded to pixels."""
         xmin, ymin, xmax, ymax = (float(corner) for corner in box)
         side = round((ymax - ymin) * self.side)
         left = round((xmin + xmax - side) / 2)
@@ -46,14 +55,11 @@ class SquareCrop:
         return left, top, left + side, top + side
 
 
-CROPS = {rule.kind: rule for rule in (MarginCrop, SquareCrop)}
+CROP_TYPES = {crop_type.kind: crop_type for crop_type in (MarginCrop, SquareCrop)}
 
 
 def cut(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray | None:
-    """The part of an image (height, width, 3) inside a window, cut at its edges; None where nothing is left.
-
-    A view, not a copy.
-    """
+    """Return a view of the part of an image (height, width, 3) inside a window; None if they do not overlap."""
     xmin, ymin, xmax, ymax = (max(side, 0) for side in window)
     part = image[ymin:ymax, xmin:xmax]
     return part if part.size else None
@@ -62,18 +68,25 @@ def cut(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray | No
 def resize_longer_side(
     image: np.ndarray, size: int, down: int = cv2.INTER_AREA, up: int = cv2.INTER_CUBIC
 ) -> np.ndarray:
-    """Resize so that the longer side is `size` pixels, keeping the proportions (shorter side rounded down)."""
+    """Resize an image so that its longer side is `size` pixels, keeping the aspect ratio.
+
+    Args:
+        image: (height, width, 3).
+        size: longer side of the result in pixels. The shorter side is rounded down, to at least 1.
+        down: OpenCV's interpolation for shrinking.
+        up: OpenCV's interpolation for enlarging.
+    """
     height, width = image.shape[:2]
     scale = size / max(height, width)
     if scale == 1:
         return image
-    # The longer side is set, not computed: a product of floats may fall short of it.
+    # Set the longer side directly: rounding down a product could make it one pixel too short.
     target = (size, max(1, int(height * scale))) if width > height else (max(1, int(width * scale)), size)
     return cv2.resize(image, target, interpolation=up if scale > 1 else down)
 
 
 def center_in_square(image: np.ndarray, size: int) -> np.ndarray:
-    """An image of at most `size` x `size` in the middle of a black square, (size, size, 3) uint8."""
+    """Return an image of at most `size` x `size` pixels in the center of a black square, (size, size, 3) uint8."""
     height, width = image.shape[:2]
     top, left = (size - height) // 2, (size - width) // 2
     square = np.zeros((size, size, *image.shape[2:]), image.dtype)

@@ -1,15 +1,15 @@
-"""The videos of a dataset: which are fake, what of, and what must not be divided between folds.
+"""Datasets: which videos there are, which are fake, what they were made from, and which must share a fold.
 
-Three layouts become the same records: DFDC's parts with their metadata.json, FaceForensics++'s
-original_sequences/ and manipulated_sequences/ (c23), and Celeb-DF's Celeb-real/, YouTube-real/ and
-Celeb-synthesis/. What is wrong with a dataset is listed, not raised.
+Three layouts are read into the same records: DFDC's parts with their metadata.json, FaceForensics++'s
+original_sequences/ and manipulated_sequences/ (c23), and Celeb-DF's Celeb-real/, YouTube-real/ and Celeb-synthesis/.
+Problems of a dataset are collected, not raised.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,27 @@ from common.errors import UserError
 from common.text import abbreviate
 from preprocessing.layout import VIDEO_SUFFIXES
 
-LONGEST_NAME = 200  # bytes: results' names are a little longer than the video's, and 255 is the most
-CELEB_DF_TESTS = "List_of_testing_videos.txt"
+# In bytes. The names of outputs are a little longer, and file systems allow 255.
+MAX_NAME = 200
+CELEB_DF_TEST_LIST = "List_of_testing_videos.txt"
 PART = re.compile(r"dfdc_train_part_(\d+)")
 
 
 class DatasetError(UserError):
-    """A folder that is no dataset. The message says what was looked for."""
+    """A folder that does not hold a dataset."""
 
 
 @dataclass(frozen=True)
 class Video:
     """A video of a dataset.
 
-    id: its name in all results. original: the id of the real video that a fake was made from (it need not be
-    in the dataset), or None. group: videos of one group must stay in one fold (of DFDC, the number of the
-    part). split: train, val or test where the dataset's authors say so.
+    Attributes:
+        id: name of the video's outputs.
+        path: the file, which may be missing.
+        fake: whether it is a fake.
+        original: id of the real video that a fake was made from, if known; that video may not be in the dataset.
+        group: videos of a group share a fold. DFDC: number of the part; otherwise a person or several linked by fakes.
+        split: `train`, `val` or `test` in the official split, if there is one.
     """
 
     id: str
@@ -46,19 +51,26 @@ class Video:
 
 @dataclass
 class Dataset:
-    """Videos by id, in order, and the names of what is wrong by the kind of problem."""
+    """The videos of a dataset.
+
+    Attributes:
+        layout: key of LAYOUTS.
+        videos: the videos by id.
+        problems: kind of problem -> names of the files or videos that have it.
+    """
 
     layout: str
     videos: dict[str, Video] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
 
     def original_of(self, video: Video) -> Video | None:
-        """The real video that a fake was made from, if it is in the dataset."""
-        original = self.videos.get(video.original)
+        """Return the real video that a fake was made from, if it is in the dataset."""
+        original = self.videos.get(video.original or "")
         return original if original and not original.fake else None
 
-    def report(self, kind: str, name: str) -> None:
-        self.problems.setdefault(kind, []).append(name)
+    def report(self, problem: str, name: str) -> None:
+        """Add a name to a kind of problem."""
+        self.problems.setdefault(problem, []).append(name)
 
 
 def read_dataset(root: Path, layout: str = "auto") -> Dataset:
@@ -67,10 +79,10 @@ def read_dataset(root: Path, layout: str = "auto") -> Dataset:
         raise DatasetError(f"{root}: no such folder")
     dataset = Dataset(detect_layout(root) if layout == "auto" else layout)
     if not _has_layout(root, dataset.layout):
-        raise DatasetError(f"{root}: has no dataset of the layout {layout}. Choose another --layout or folder")
+        raise DatasetError(f"{root}: has no dataset with the layout {layout}. Choose another folder or --layout")
     for video in LAYOUTS[dataset.layout](root, dataset):
         if video.id in dataset.videos:
-            dataset.report("videos with the id of an earlier one, ignored", str(video.path.relative_to(root)))
+            dataset.report("videos ignored because an earlier one has the same id", _relative(video.path, root))
         else:
             dataset.videos[video.id] = video
     if not dataset.videos:
@@ -80,7 +92,7 @@ def read_dataset(root: Path, layout: str = "auto") -> Dataset:
         if video.fake and not dataset.original_of(video):
             dataset.report("fakes without a real original in the dataset", f"{video.id} (of {video.original})")
         if not video.path.is_file():
-            dataset.report("videos listed but not found", str(video.path.relative_to(root)))
+            dataset.report("videos listed but not found", _relative(video.path, root))
     return dataset
 
 
@@ -89,12 +101,18 @@ def detect_layout(root: Path) -> str:
     found = [layout for layout in LAYOUTS if _has_layout(root, layout)]
     if not found:
         raise DatasetError(
-            f"{root}: has no dataset: neither dfdc_train_part_*/ (dfdc) nor original_sequences/ (ffpp) nor "
+            f"{root}: has no dataset. It needs dfdc_train_part_*/ (dfdc), original_sequences/ (ffpp) or "
             "Celeb-real/ (celebdf)"
         )
     if len(found) > 1:
         raise DatasetError(f"{root}: has several datasets. Choose one with --layout {'|'.join(found)}")
     return found[0]
+
+
+def description_files(root: Path) -> list[Path]:
+    """Return the files that describe the videos: metadata and official splits."""
+    patterns = ("dfdc_train_part_*/metadata.json", "*.json", "splits/*.json", CELEB_DF_TEST_LIST)
+    return [path for pattern in patterns for path in sorted(root.glob(pattern))]
 
 
 def _has_layout(root: Path, layout: str) -> bool:
@@ -103,85 +121,77 @@ def _has_layout(root: Path, layout: str) -> bool:
     return (root / {"ffpp": "original_sequences", "celebdf": "Celeb-real"}[layout]).is_dir()
 
 
-def description_files(root: Path) -> list[Path]:
-    """The files that tell which videos are what: metadata and official splits."""
-    patterns = ("dfdc_train_part_*/metadata.json", "*.json", "splits/*.json", CELEB_DF_TESTS)
-    return [path for pattern in patterns for path in sorted(root.glob(pattern))]
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
 
 
 def _dfdc(root: Path, dataset: Dataset) -> Iterator[Video]:
+    """Read DFDC. A fake belongs to the part of its original, even if its file is in another one."""
     parts = {path: int(match[1]) for path in root.iterdir() if (match := PART.fullmatch(path.name))}
-    home: dict[str, int] = {}  # the part of each real video, and of missing ones that of their first fake
-    entries = []
-    for folder, part in sorted(parts.items(), key=lambda item: (item[1], item[0])):
-        metadata = _metadata(folder, dataset)
-        names = set()
-        for name, entry in metadata or ():
-            problem = _problem(name, entry)
-            names.add(name)
-            if problem:
-                dataset.report(problem, f"{folder.name}/{name}")
-            else:
-                entries.append((folder / name, part, entry))
-                if entry["label"] == "REAL":
-                    home.setdefault(Path(name).stem, part)
-        if metadata is not None:
-            there = (path.name for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-            for name in sorted(set(there) - names):
-                dataset.report("videos there, but not listed", f"{folder.name}/{name}")
-    for path, part, entry in entries:
+    folders = sorted(parts, key=lambda folder: (parts[folder], folder))
+    entries = [entry for folder in folders for entry in _part_entries(folder, dataset)]
+    # Part of each original; of one that is not in the dataset, the part of its first fake.
+    part_of: dict[str, int] = {}
+    for path, entry in entries:
+        if entry["label"] == "REAL":
+            part_of.setdefault(path.stem, parts[path.parent])
+    for path, entry in entries:
         fake = entry["label"] == "FAKE"
         original = Path(entry["original"]).stem if fake and entry.get("original") else None
-        # A fake belongs to its original's part, in whichever it lies itself.
-        group = home.setdefault(original, part) if original else part
-        yield Video(path.stem, path, fake, original, str(group))
+        part = parts[path.parent]
+        yield Video(path.stem, path, fake, original, str(part_of.setdefault(original, part) if original else part))
 
 
-def _metadata(folder: Path, dataset: Dataset) -> list[tuple[str, Any]] | None:
-    """The entries of a part's metadata.json, repeated ones too; None if it cannot be read."""
-    path = folder / "metadata.json"
+def _part_entries(folder: Path, dataset: Dataset) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the videos of a part's metadata.json with their entries; report the unusable and the unlisted ones."""
     try:
-        entries = json.loads(path.read_bytes(), object_pairs_hook=_Pairs)
+        listed = _read_metadata(folder / "metadata.json")
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        dataset.report("metadata files that cannot be read", f"{folder.name}/{path.name} ({reason})")
-        return None
-    if not isinstance(entries, _Pairs):
-        dataset.report("metadata files that cannot be read", f"{folder.name}/{path.name} (holds no object)")
-        return None
-    return [(name, dict(entry) if isinstance(entry, _Pairs) else entry) for name, entry in entries]
+        dataset.report("metadata files that cannot be read", f"{folder.name}/metadata.json ({reason})")
+        return []
+    entries = []
+    for name, entry in listed:
+        if problem := _entry_problem(name, entry):
+            dataset.report(problem, f"{folder.name}/{name}")
+        else:
+            entries.append((folder / name, entry))
+    found = {path.name for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES}
+    for name in sorted(found - {name for name, _ in listed}):
+        dataset.report("videos found but not listed", f"{folder.name}/{name}")
+    return entries
 
 
-class _Pairs(list):
-    """A JSON object as its pairs, so that a name that stands twice is seen."""
+def _read_metadata(path: Path) -> list[tuple[str, Any]]:
+    """Return the names and entries of a metadata.json, including repeated names."""
+    entries = json.loads(path.read_bytes(), object_pairs_hook=tuple)  # an object becomes a tuple of its pairs
+    if not isinstance(entries, tuple):
+        raise ValueError("is not an object")
+    return [(name, dict(entry) if isinstance(entry, tuple) else entry) for name, entry in entries]
 
 
-def _problem(name: str, entry: Any) -> str | None:
-    """What is wrong with an entry of metadata.json, if anything."""
-    if len(name.encode(errors="replace")) > LONGEST_NAME:
-        return "names that are too long"
+def _entry_problem(name: str, entry: Any) -> str | None:
+    """Return what is wrong with an entry of metadata.json, if anything."""
+    if len(name.encode(errors="replace")) > MAX_NAME:
+        return "file names that are too long"
     if not name or name.startswith(".") or name != Path(name).name or "\\" in name or not name.isprintable():
-        return "names that are no names of files in their folder"
+        return "invalid file names"
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
-        return "names that are not a video's"
+        return "file names without the suffix of a video"
     if not isinstance(entry, dict) or not isinstance(entry.get("original") or "", str):
         return "malformed entries of metadata.json"
     if entry.get("label") not in ("REAL", "FAKE"):
-        return "labels that are neither REAL nor FAKE"
+        return "labels other than REAL and FAKE"
     return None
 
 
 def _faceforensics(root: Path, dataset: Dataset) -> Iterator[Video]:
-    """Fakes are named after their target and source (000_003; 01_02__scene__hash of DeepFakeDetection)."""
+    """Read FaceForensics++. Fakes are named <target>_<source>, in DeepFakeDetection with __<scene>__<hash> appended."""
     splits = _official_splits(root, dataset)
     reals = sorted(root.glob("original_sequences/*/c23/videos/*.mp4"))
     fakes = sorted(root.glob("manipulated_sequences/*/c23/videos/*.mp4"))
     pairs = {path: path.stem.partition("__")[0].split("_") for path in fakes}
-    group: dict[str, str] = {}
-    for pair in pairs.values():  # both faces of a pair stay together
-        common = min(group.get(person, person) for person in pair)
-        merged = {group.get(person, person) for person in pair}
-        group |= {person: common for person, old in group.items() if old in merged} | dict.fromkeys(pair, common)
+    group = _linked_groups(pairs.values())
     for path in reals:
         person = path.stem.partition("__")[0]
         yield Video(path.stem, path, False, None, group.get(person, person), splits.get(person))
@@ -192,35 +202,44 @@ def _faceforensics(root: Path, dataset: Dataset) -> Iterator[Video]:
         yield Video(f"{method}_{path.stem}", path, True, original, group[target], splits.get(target))
 
 
+def _linked_groups(pairs: Iterable[list[str]]) -> dict[str, str]:
+    """Return the group of each person. Persons linked by pairs share a group, named after the smallest of them."""
+    group: dict[str, str] = {}
+    for pair in pairs:
+        merged = {group.get(person, person) for person in pair}
+        members = [person for person in group if group[person] in merged]
+        group |= dict.fromkeys([*members, *pair], min(merged))
+    return group
+
+
 def _official_splits(root: Path, dataset: Dataset) -> dict[str, str]:
-    """FaceForensics++'s train.json, val.json, test.json (lists of pairs), beside the data or in splits/."""
-    splits = {}
+    """Return the split of each person from train.json, val.json and test.json (lists of pairs) in root or splits/."""
+    splits: dict[str, str] = {}
     for split in ("train", "val", "test"):
         for path in (root / f"{split}.json", root / "splits" / f"{split}.json"):
             if path.is_file():
                 try:
                     splits |= {person: split for pair in json.loads(path.read_bytes()) for person in pair}
                 except (ValueError, TypeError) as error:
-                    dataset.report("split files that cannot be read", f"{path.relative_to(root)} ({error})")
+                    dataset.report("split files that cannot be read", f"{_relative(path, root)} ({error})")
     return splits
 
 
 def _celeb_df(root: Path, dataset: Dataset) -> Iterator[Video]:
-    """A fake id0_id1_0000 is the video id0_0000 with the face of id1."""
-    path = root / CELEB_DF_TESTS
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    """Read Celeb-DF. A fake id0_id1_0000 is the video id0_0000 with the face of id1."""
+    test_list = root / CELEB_DF_TEST_LIST
+    lines = test_list.read_text(errors="replace").splitlines() if test_list.is_file() else []
     tests = {line.split()[-1] for line in lines if line.strip()}
     for folder in ("Celeb-real", "YouTube-real", "Celeb-synthesis"):
         for path in sorted((root / folder).glob("*.mp4")):
-            fake = folder == "Celeb-synthesis"
-            names = path.stem.split("_")
-            if folder != "YouTube-real" and len(names) != 2 + fake:
-                dataset.report("names that do not tell the person", str(path.relative_to(root)))
+            name, fake = _relative(path, root), folder == "Celeb-synthesis"
+            ids = path.stem.split("_")
+            if folder != "YouTube-real" and len(ids) != 2 + fake:
+                dataset.report("file names without the id of a person", name)
                 continue
-            # A person's videos stay together; those from YouTube have a person each.
-            split = "test" if path.relative_to(root).as_posix() in tests else None
-            original = f"{names[0]}_{names[-1]}" if fake else None
-            yield Video(path.stem, path, fake, original, names[0], split)
+            original = f"{ids[0]}_{ids[-1]}" if fake else None
+            # Each video from YouTube shows another person.
+            yield Video(path.stem, path, fake, original, ids[0], "test" if name in tests else None)
 
 
 LAYOUTS = {"dfdc": _dfdc, "ffpp": _faceforensics, "celebdf": _celeb_df}

@@ -55,9 +55,9 @@ def detect(path: Path, output: Path, scale: float | str, device: str) -> Outcome
         return Outcome("unreadable", f"{path}: no frame can be decoded. The file is damaged, download it again")
     write_boxes(output, boxes)
     faces = sum(map(len, boxes.values()))
-    notes = [f"cannot be decoded: frames {abbreviate([str(frame) for frame in lost])}"] if lost else []
+    notes = [f"frames that cannot be decoded: {abbreviate([str(frame) for frame in lost])}"] if lost else []
     if clip.lost:
-        notes.append(f"truncated: has {clip.total} of {clip.total + clip.lost} frames")
+        notes.append(f"truncated: {clip.total} of {clip.total + clip.lost} frames are left")
     counts = {"frames": len(boxes), "faces": faces, "lost_frames": len(lost) + clip.lost}
     return Outcome("ok" if faces else "no_face", "; ".join(notes), counts)
 

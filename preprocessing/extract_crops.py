@@ -4,8 +4,8 @@
 
 writes DATA_ROOT/crops/<video>/<frame>_<face>.png with a margin of one third of the box on each side. A person keeps
 a face number across frames. Frame numbers are the original's: where a fake has another frame rate or has lost frames,
-its frame of the same time is cropped; where it has another size, the boxes are scaled. The clip's record tells when
-this happened.
+the frame with the same time is cropped; where it has another size, the boxes are scaled. The clip's record in
+DATA_ROOT/progress/ says when this happened.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if not __package__:
 from common import cli
 from common.files import atomic_folder
 from common.jobs import Job, Outcome
+from common.text import plural
 from preprocessing import stage
 from preprocessing.boxes import Boxes, face_numbers, read_boxes
 from preprocessing.contact_sheet import Sample
@@ -100,12 +101,12 @@ def extract(path: Path, boxes_path: Path | None, original: Path | None, output: 
                 (folder / crop_name(number, face)).write_bytes(encode_image(crop))
                 crops += 1
     if decoded < len(plan.frames):
-        notes.append(f"{len(plan.frames) - decoded} frames cannot be decoded")
+        notes.append(f"{plural(len(plan.frames) - decoded, 'frame')} cannot be decoded")
     return Outcome("ok" if crops else "no_face", "; ".join(notes), {"frames": decoded, "crops": crops})
 
 
 class Reference(NamedTuple):
-    """What the crops of a fake depend on in its original.
+    """Properties of an original that the crops of its fakes depend on.
 
     Attributes:
         size: (width, height) in pixels.
@@ -120,7 +121,7 @@ class Reference(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def read_reference(original: Path) -> Reference:
-    """Read what a fake's crops need to know about its original. Raises VideoError."""
+    """Read the Reference of a fake's original. Raises VideoError."""
     clip = Clip(original)
     first = next(iter_frames(clip, range(0, clip.total, FRAME_STEP)), None)
     if first is None:
@@ -136,7 +137,7 @@ class Plan(NamedTuple):
         frames: frame of the clip -> frame number in the names of the crops.
         faces: frame number in the names -> (face number, box) of each face.
         size: (width, height) of the frames that the boxes are from, if not the clip's own.
-        note: how the frames were matched, where that needs saying.
+        note: how the frames were matched, if the videos differ.
     """
 
     frames: dict[int, int]
@@ -146,7 +147,13 @@ class Plan(NamedTuple):
 
 
 def plan_crops(clip: Clip, boxes: Boxes, reference: Reference | None) -> Plan:
-    """Decide which frames of a clip are cropped; `reference` is the original of a fake."""
+    """Decide which frames of a clip to crop and where.
+
+    Args:
+        clip: the clip.
+        boxes: boxes of the clip or, for a fake, of its original.
+        reference: the original of a fake; None for a real video.
+    """
     numbers = face_numbers(boxes)
     faces = {frame: list(zip(numbers[frame], boxes[frame], strict=True)) for frame in boxes}
     if reference is None:
@@ -167,7 +174,13 @@ def plan_crops(clip: Clip, boxes: Boxes, reference: Reference | None) -> Plan:
 def cut_faces(
     image: np.ndarray, faces: list[tuple[int, list[float]]], size: tuple[int, int] | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the face number and the crop of each face within the frame. `size`: the frame size the boxes refer to."""
+    """Yield the face number and the crop of each face that is at least partly inside the frame.
+
+    Args:
+        image: the frame, (height, width, 3).
+        faces: face number and box of each face.
+        size: (width, height) of the frames that the boxes are from, if not the clip's own.
+    """
     height, width = image.shape[:2]
     scale = np.tile(np.divide((width, height), size or (width, height)), 2)
     for number, box in faces:

@@ -17,6 +17,7 @@ if not __package__:
 from common import cli
 from common.files import atomic_folder
 from common.jobs import Job, Outcome
+from common.text import plural
 from preprocessing import stage
 from preprocessing.images import encode_image
 from preprocessing.layout import FRAME_STEP, IMAGES
@@ -55,7 +56,7 @@ def extract(path: Path, output: Path) -> Outcome:
         if not images:
             raise VideoError(path, "no frame can be decoded. The file is damaged, download it again")
     lost = len(wanted) - images
-    return Outcome("ok", f"{lost} frames cannot be decoded" if lost else "", {"images": images})
+    return Outcome("ok", f"{plural(lost, 'frame')} cannot be decoded" if lost else "", {"images": images})
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class FaceDetector:
         planes = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             found = zip(*self.mtcnn.detect(planes.permute(0, 2, 3, 1), landmarks=True), strict=True)
-        faces = []
+        faces: list[list[Face]] = []
         for boxes, probabilities, points in found:
             if boxes is None:
                 faces.append([])
@@ -129,4 +129,4 @@ def find_faces(detector: FaceDetector, images: list[np.ndarray]) -> list[list[Fa
     try:
         return detector.detect(images)
     except torch.OutOfMemoryError:
-        raise StageError("the device is out of memory. Lower --workers or use --device cpu") from None
+        raise StageError(f"--device {detector.device}: out of memory. Lower --workers or use --device cpu") from None

@@ -21,6 +21,7 @@ if not __package__:
 from common import cli
 from common.files import atomic_folder
 from common.jobs import Job, Outcome
+from common.text import plural
 from preprocessing import stage
 from preprocessing.contact_sheet import Sample
 from preprocessing.images import encode_image, list_images, read_image
@@ -51,7 +52,11 @@ def main(args: argparse.Namespace) -> int:
         fake = path.parent.name
         crop = path.name.removesuffix(DIFF_SUFFIX) + CROP_SUFFIX
         files = (root.crops(dataset.videos[fake].original or "") / crop, root.crops(fake) / crop, path)
-        return Sample(f"{fake}/{crop}", [read_image(file) for file in files], ["original", "fake", "difference"])
+        return Sample(
+            f"{fake}/{crop.removesuffix(CROP_SUFFIX)}",
+            [read_image(file) for file in files],
+            ["original", "fake", "difference"],
+        )
 
     return stage.run_jobs(args, diffs, jobs, args.root_dir / DIFFS, settings, sample, DIFF_SUFFIX)
 
@@ -70,7 +75,7 @@ def diffs(fake: Path, original: Path | None, output: Path) -> Outcome:
             mask = difference(read_image(originals[frame, face]), read_image(path))
             (folder / diff_name(path.name)).write_bytes(encode_image(mask))
             masks += 1
-    message = f"{unpaired} crops have no counterpart in the original" if unpaired else ""
+    message = f"{plural(unpaired, 'crop')} without a counterpart in the original" if unpaired else ""
     return Outcome("ok" if masks else "no_face", message, {"masks": masks, "unpaired": unpaired})
 
 

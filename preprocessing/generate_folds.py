@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     shuffled = np.random.default_rng(args.seed).permutation(np.reshape(rows, (-1, 3)))
     write_folds(args.out or args.root_dir / FOLDS_CSV, videos, folds, shuffled)
     print(format_contents([(folds[video.id], video.fake, outcomes[video.id]) for video in videos], args.n_splits))
-    return stage.report(outcomes, "They have no crops; see the messages of extract_crops.py")
+    return stage.report(outcomes, "No crops: see the messages of extract_crops.py")
 
 
 def assign_folds(dataset: Dataset, n_splits: int, seed: int) -> dict[str, int]:
@@ -93,7 +93,7 @@ def check_folds(dataset: Dataset, folds: dict[str, int]) -> None:
             raise StageError(f"{video.path}: is in fold {folds[video.id]}, other videos of its original in {expected}")
         separated += folds[video.id] != expected
     if separated:
-        log.warning("%d videos are in another fold than others of their original, by the official split", separated)
+        log.warning("videos that the official split puts in another fold than their original: %d", separated)
 
 
 def list_crops(folder: Path) -> list[FaceImage] | None:

@@ -1,4 +1,4 @@
-"""What the stages share: the command line, the job run and the summary."""
+"""Shared parts of the stages: the command line, running the jobs and the summary."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common import cli, jobs
 from common.jobs import Job, Outcome, StageError, Statuses
 from common.text import abbreviate, plural
-from preprocessing.contact_sheet import draw_samples
+from preprocessing.contact_sheet import Sample, draw_samples
 from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
 from preprocessing.detector_scale import parse_scale
 from preprocessing.layout import CROP_SUFFIX, CROPS, DataRoot
@@ -31,11 +29,11 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     add("--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset and of the outputs")
     add("--layout", choices=("auto", *LAYOUTS), default="auto", help="layout of the dataset's files")
     add("--crops-dir", type=Path, default=Path(CROPS), help="folder of the crops within DATA_ROOT")
-    add("--no-dataset-report", action="store_true", help="do not list the problems of the dataset")
+    add("--no-dataset-report", action="store_true", help="do not list the dataset's problems")
     add = parser.add_argument_group("run").add_argument
     add("--workers", type=cli.positive, default=os.cpu_count(), help="number of worker processes")
-    add("--retry-failed", action="store_true", help="try clips again that failed in an earlier run")
-    add("--overwrite", action="store_true", help="start over, whatever an earlier run has finished")
+    add("--retry-failed", action="store_true", help="re-run the clips that failed in an earlier run")
+    add("--overwrite", action="store_true", help="start over instead of resuming")
     add("--preview", type=cli.positive, metavar="N", help="write a contact sheet of N samples to DATA_ROOT/previews/")
     add = parser.add_argument_group("face detector (stages 1 and 3)").add_argument
     add(
@@ -43,8 +41,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
         type=parse_scale,
         default="auto",
         metavar="SCALE",
-        help="scale of the detector's input: auto (by the frame's size) or a number. The released checkpoints were "
-        "trained with 0.5",
+        help="scale of the detector's input: auto (by the frame's size) or a number (0.5 for the released checkpoints)",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     return parser
@@ -62,7 +59,7 @@ def load_dataset(args: argparse.Namespace) -> Dataset:
         fakes = sum(video.fake for video in dataset.videos.values())
         log.info("%s: %s, %s", args.root_dir, plural(len(dataset.videos) - fakes, "real video"), plural(fakes, "fake"))
         for kind, names in dataset.problems.items():
-            log.warning("%d %s: %s", len(names), kind, abbreviate(names))
+            log.warning("%s (%d): %s", kind, len(names), abbreviate(names))
     return dataset
 
 
@@ -72,7 +69,7 @@ def run_jobs(
     todo: list[Job],
     output: Path,
     settings: Mapping[str, Any],
-    samples: Callable[[Path], list[np.ndarray]] | None = None,
+    sample: Callable[[Path], Sample] | None = None,
     suffix: str = CROP_SUFFIX,
     extra: Mapping[str, Outcome] | None = None,
 ) -> int:
@@ -84,18 +81,18 @@ def run_jobs(
         todo: one job per clip.
         output: folder of the outputs.
         settings: what the outputs depend on.
-        samples: returns the images to show for one of the stage's output files.
-        suffix: ending of the names of these files.
+        sample: reads one of the stage's output files for the contact sheet; without it, no sheet is written.
+        suffix: suffix of these files.
         extra: outcomes to add to the summary.
     """
     if output.resolve() in (args.root_dir.resolve(), *args.root_dir.resolve().parents):
-        raise StageError(f"{output}: outputs need a folder of their own. Choose another folder")
+        raise StageError(f"{output}: holds the dataset. Choose another folder for the outputs")
     outcomes = jobs.run(function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite)
-    remedy = f"Fix them and run this again with --retry-failed ({jobs.journal_path(output)} has all messages)"
+    remedy = f"Fix the cause and re-run with --retry-failed. All messages are in {jobs.journal_path(output)}"
     status = report({**outcomes, **(extra or {})}, remedy)
-    if samples and args.preview:
+    if sample and args.preview:
         clips = [clip for clip, outcome in outcomes.items() if outcome.status == "ok"]
-        print(draw_samples(output, clips, args.preview, samples, suffix))
+        print(draw_samples(output, clips, args.preview, sample, suffix))
     return status
 
 
@@ -104,5 +101,5 @@ def report(outcomes: Mapping[str, Outcome], remedy: str) -> int:
     print(jobs.summarize(outcomes), flush=True)
     failed = [clip for clip, outcome in outcomes.items() if STATUSES.failed(outcome.status)]
     if failed:
-        log.error("failed: %s. %s", abbreviate(failed), remedy)
+        log.error("failed (%d): %s. %s", len(failed), abbreviate(failed), remedy)
     return cli.CLIPS_FAILED if failed else cli.OK

@@ -1,8 +1,8 @@
 """Frames of a video by index, in one sequential pass.
 
-The packets are listed first without decoding: they tell how many frames the file really has, whatever its header
-claims, and their display order. So a frame keeps its index when one before it cannot be decoded, and packets that no
-wanted frame depends on are never decoded.
+The packets are listed first without decoding. They give the true number of frames, whatever the header claims, and the
+display order. So a frame keeps its index when one before it cannot be decoded, and packets that no wanted frame depends
+on are never decoded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from common.errors import ClipError
 
-# Frames per second where the file does not tell.
+# Frames per second of files that do not store a frame rate.
 DEFAULT_RATE = 25
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,8 @@ class VideoError(ClipError):
     """A clip that cannot be read; its status is `unreadable` or `missing`."""
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True)
+class Frame:
     """One decoded frame: its index in display order and its pixels, RGB uint8 (height, width, 3)."""
 
     index: int
@@ -51,13 +54,13 @@ class Packet(NamedTuple):
 
 
 class Clip:
-    """What a video's packets tell without decoding. Raises VideoError if it cannot be opened or has no frames.
+    """A video whose packets have been listed. Raises VideoError if it cannot be opened or has no frames.
 
     Attributes:
         path: the file.
         packets: the encoded frames in decoding order.
-        index_of: frame index by presentation time; None where the container stores no reliable times (AVI), so that
-            frames are numbered as they are decoded.
+        index_of: frame index by presentation time; None if the container stores no reliable times (AVI), in which
+            case frames are numbered as they are decoded.
         total: number of frames that are shown.
         times: times of these frames in seconds, by index.
         rate: frames per second.
@@ -68,17 +71,19 @@ class Clip:
         self.path = path
         with _open(path) as container:
             self.packets = [Packet(p.pts, p.is_keyframe, not p.is_discard) for p in _demux(container)]
-            timed = "avi" not in container.format.name
+            reliable = "avi" not in container.format.name
             stream = container.streams.video[0]
-            time_base, self.rate = stream.time_base, stream.average_rate or Fraction(DEFAULT_RATE)
+            time_base = stream.time_base or Fraction(1)
+            self.rate = stream.average_rate or Fraction(DEFAULT_RATE)
             self.lost = max(0, stream.frames - len(self.packets))
-        times = [packet.time for packet in self.packets if packet.shown]
-        if not times:
+        shown = [packet for packet in self.packets if packet.shown]
+        if not shown:
             raise VideoError(path, "has no video frames. It is truncated or damaged, download it again")
+        times = [packet.time for packet in shown if packet.time is not None]
         self.index_of: dict[int, int] | None = None
-        if timed and None not in times:
+        if reliable and len(times) == len(shown):
             self.index_of = {time: index for index, time in enumerate(sorted(set(times)))}
-        self.total = len(self.index_of or times)
+        self.total = len(self.index_of or shown)
         if self.index_of:
             self.times = [float(time * time_base) for time in self.index_of]
         else:
@@ -98,17 +103,20 @@ class Clip:
             for packet in _runs(_demux(container), needed):
                 self._skip_unwanted(codec, packet, wanted)
                 for frame in _decode(codec, packet):
-                    index = self.index_of.get(frame.pts) if self.index_of else next(counter)
+                    index = self._index_at(frame.pts) if self.index_of else next(counter)
                     if index is not None and index < len(self.packets):
                         yield index, frame
                 if packet is None:
                     codec.flush_buffers()
 
+    def _index_at(self, time: int | None) -> int | None:
+        """Return the index of the frame with a presentation time."""
+        return self.index_of.get(time) if self.index_of and time is not None else None
+
     def _needed_packets(self, wanted: set[int] | None) -> set[int] | None:
         """Return the positions of the packets that the wanted frames are decoded from; None for all packets.
 
-        A frame needs the packets from a keyframe on. A frame shown before the keyframe that precedes it in decoding
-        order refers to an earlier keyframe.
+        Decoding starts at the last keyframe that is both decoded before the frame and not shown after it.
         """
         if wanted is None or self.index_of is None:
             return None
@@ -117,7 +125,7 @@ class Clip:
         for position, packet in enumerate(self.packets):
             if packet.keyframe:
                 keyframes.append(position)
-            if packet.shown and self.index_of[packet.time] in wanted:
+            if packet.shown and self._index_at(packet.time) in wanted:
                 start = next((k for k in reversed(keyframes) if _not_after(self.packets[k], packet)), 0)
                 needed.update(range(start, position + 1))
         return needed
@@ -125,13 +133,13 @@ class Clip:
     def _skip_unwanted(self, codec: av.VideoCodecContext, packet: av.Packet | None, wanted: set[int] | None) -> None:
         """Let the decoder skip an unwanted frame that no other frame refers to; only H.264 marks such frames."""
         if packet and wanted is not None and self.index_of and codec.name == "h264":
-            codec.skip_frame = "DEFAULT" if self.index_of.get(packet.pts) in wanted else "NONREF"
+            codec.skip_frame = "DEFAULT" if self._index_at(packet.pts) in wanted else "NONREF"
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
     """Return `count` indices spread evenly over `total` frames, including the first and the last.
 
-    A clip shorter than `count` gives each of its frames once.
+    A clip that has fewer frames gives each of them once.
     """
     if total < 1 or count < 1:
         raise ValueError(f"need at least one frame, got total={total}, count={count}")
@@ -141,8 +149,7 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 def sample_frames(clip: Clip, count: int) -> list[Frame]:
     """Return `count` frames spread evenly over a clip, in order; fewer for a shorter one.
 
-    Where some frames cannot be decoded, the samples are spread over those that can. Raises VideoError if there are
-    none.
+    If some of these cannot be decoded, frames are chosen among those that can. Raises VideoError if there are none.
     """
     wanted = evenly_spaced(clip.total, count)
     frames = read_frames(clip, wanted)
@@ -157,14 +164,14 @@ def sample_frames(clip: Clip, count: int) -> list[Frame]:
 
 def read_frames(clip: Clip, wanted: Iterable[int]) -> list[Frame]:
     """Return the frames with the wanted indices in order, without those that cannot be decoded."""
-    return sorted(iter_frames(clip, wanted))
+    return sorted(iter_frames(clip, wanted), key=attrgetter("index"))
 
 
 def iter_frames(clip: Clip, wanted: Iterable[int]) -> Iterator[Frame]:
     """Yield the frames with the wanted indices, one at a time, without those that cannot be decoded.
 
-    Only wanted frames are converted to RGB and turned upright according to the rotation metadata. They come in order,
-    except that frames of a damaged clip which need a second pass from its start come last.
+    Only wanted frames are converted to RGB and rotated as the metadata says. They come in order, except that frames of
+    a damaged clip that need a second pass come last.
     """
     missing = set(wanted) & set(range(clip.total))
     for needed in (missing.copy(), None):
@@ -177,7 +184,7 @@ def iter_frames(clip: Clip, wanted: Iterable[int]) -> Iterator[Frame]:
 
 
 def _open(path: str | Path) -> av.container.InputContainer:
-    """Open a local file. A hostile playlist can reach nothing but files. Raises VideoError."""
+    """Open a local file; a playlist can open local files only. Raises VideoError."""
     try:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except FileNotFoundError:
@@ -192,7 +199,7 @@ def _open(path: str | Path) -> av.container.InputContainer:
     if container.streams.video[0].codec_context is None:
         container.close()
         raise VideoError(path, "has a video codec that this build of FFmpeg cannot decode. Re-encode it")
-    container.streams.video[0].codec_context.thread_count = 1  # clips are decoded concurrently instead
+    container.streams.video[0].codec_context.thread_count = 1  # whole clips are decoded concurrently instead
     return container
 
 
@@ -226,7 +233,7 @@ def _decode(codec: av.VideoCodecContext, packet: av.Packet | None) -> list[av.Vi
 
 
 def _not_after(keyframe: Packet, packet: Packet) -> bool:
-    return keyframe.time is not None and keyframe.time <= packet.time
+    return keyframe.time is not None and packet.time is not None and keyframe.time <= packet.time
 
 
 def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:

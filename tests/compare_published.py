@@ -31,7 +31,7 @@ from preprocessing.faces import FaceDetector
 from preprocessing.generate_diffs import dissimilarity
 from preprocessing.images import read_image
 from tests.support import golden
-from tests.support.datasets import REAL, fake_of, part, preprocess
+from tests.support.datasets import REAL, fake_of, preprocess, write_part
 from training.zoo import build_network
 
 SCALE = 0.5
@@ -59,7 +59,7 @@ def compare_preprocessing(clips: dict[str, Path], published: dict) -> bool:
         root = Path(folder)
         metadata = {f"{original}.mp4": REAL, f"{fake}.mp4": fake_of(f"{original}.mp4")}
         for name in metadata:
-            (part(root, 0, metadata) / name).symlink_to(clips[Path(name).stem].resolve())
+            (write_part(root, 0, metadata) / name).symlink_to(clips[Path(name).stem].resolve())
         finished = preprocess(root, "--detector-scale", str(SCALE))
         if finished.returncode:
             sys.exit(finished.stderr)

@@ -1,4 +1,4 @@
-"""Clips and checkpoints that several tests use, made once a session."""
+"""Clips and checkpoints that several tests use, made once per session."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from preprocessing import sample_clips
 from tests.support import golden
 from training.zoo import build_network
 
-# A shell ignores Ctrl-C for what it starts in the background, and what is ignored stays so in all programs below.
+# Programs started by a shell in the background ignore Ctrl-C, and so would the programs that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("made")
+def shared_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the files of this module's fixtures."""
+    return tmp_path_factory.mktemp("shared_files")
 
 
 @pytest.fixture(scope="session")
-def face_video(made: Path) -> Path:
-    """40 frames of 480 x 360, one face in each."""
-    return sample_clips.face_clip(made / "face.mp4")
+def face_video(shared_files: Path) -> Path:
+    """A clip with one face in each of its 40 frames, 480 x 360."""
+    return sample_clips.face_clip(shared_files / "face.mp4")
 
 
 @pytest.fixture(scope="session")
-def b7(made: Path) -> Path:
-    """A B7 checkpoint in the released format: names under `module.`, `bce_best` a NumPy scalar."""
+def b7(shared_files: Path) -> Path:
+    """A B7 checkpoint in the released format: keys start with `module.`, `bce_best` is a NumPy scalar."""
     network = golden.fill(build_network("DeepFakeClassifier", "tf_efficientnet_b7_ns"))
     state = {f"module.{key}": value for key, value in network.state_dict().items()}
-    torch.save({"epoch": 3, "state_dict": state, "bce_best": np.float64(0.19)}, made / "b7")
-    return made / "b7"
+    torch.save({"epoch": 3, "state_dict": state, "bce_best": np.float64(0.19)}, shared_files / "b7")
+    return shared_files / "b7"

@@ -1,1 +1,1 @@
-"""Networks, checkpoints and (from them) everything that trains a classifier on crops."""
+"""Datasets, augmentation, networks, losses and checkpoints, and the pipelines that train and evaluate with them."""

@@ -1,7 +1,7 @@
-"""What training minimises.
+"""Training losses.
 
-Losses are values a sample, of logits (n,) and labels (n,) in 0 to 1 (1: fake; smoothed ones lie between).
-`BalancedLoss` averages them: fakes and reals count half and half, however many there are of each.
+Losses take logits (n,) and labels (n,), 1 = fake, and return one value per sample. Smoothed labels lie between 0 and 1.
+`BalancedLoss` combines and averages them.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-GAMMA = 2  # of the focal loss, as in its paper
+# Focusing parameter of the focal loss, as in the paper.
+GAMMA = 2
 
 
 def binary_crossentropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the binary cross-entropy of each element."""
     return binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 def focal_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(1 - p)^2 * -log p, with p the probability given to the label. Lin et al., Focal Loss, ICCV 2017."""
+    """Return (1 - p)^2 * -log p, where p is the probability of the label (Lin et al., Focal Loss, ICCV 2017)."""
     crossentropy = binary_crossentropy(logits, labels)
     return (1 - torch.exp(-crossentropy)) ** GAMMA * crossentropy
 
@@ -28,18 +30,20 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "BinaryCrossentropy": binary_crossentropy,
     "FocalLoss": focal_loss,
 }
-# Of the mask that a network draws, beside those of its logit.
+# The loss of a network's mask, besides those of its logit.
 MASK_LOSS = "MaskBinaryCrossentropy"
 
 
 class BalancedLoss:
-    """The weighted sum of losses, averaged over the fakes and over the reals, and these two half and half.
+    """Weighted sum of losses; the mean over fake samples and the mean over real samples weigh the same.
 
-    `weights`: by the losses' names. `ohem_samples`: only so many of the hardest of each class count, in each
-    process (online hard example mining, Shrivastava et al., CVPR 2016).
+    A batch may be divided among processes or into parts. Each divides its sum by the `class_counts` of the whole batch,
+    so that the results add up to the loss of the whole batch even if a part lacks a class.
 
-    Where a batch is divided among processes, or into parts, each divides its sum by the `counts` of the whole
-    batch: so the sum over all is the loss of the whole batch, whatever class is missing in one of them.
+    Args:
+        weights: weights of the losses, by name (keys of LOSSES, and MASK_LOSS).
+        ohem_samples: number of hardest samples of each class that count per process (online hard example mining,
+            Shrivastava et al., CVPR 2016); None for all.
     """
 
     def __init__(self, weights: Mapping[str, float], ohem_samples: int | None = None):
@@ -47,30 +51,50 @@ class BalancedLoss:
         self.mask_weight = weights.get(MASK_LOSS, 0.0)
         self.ohem_samples = ohem_samples
 
-    def counts(self, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Float (2,): how many reals and fakes count, of labels (n,) and bool (n,) `valid`."""
-        classes = torch.stack([members.sum() for members in _classes(labels, valid)]).float()
-        return classes.clamp(max=self.ohem_samples) if self.ohem_samples else classes
+    def class_counts(self, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of real and fake samples that count, float32 (2,).
+
+        Args:
+            labels: (n,).
+            valid: bool (n,), samples that may count.
+        """
+        counts = torch.stack([members.sum() for members in _split_classes(labels, valid)]).float()
+        return counts.clamp(max=self.ohem_samples) if self.ohem_samples else counts
 
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, counts: torch.Tensor
     ) -> torch.Tensor:
-        """This part's share of the loss of the batch with these counts; a scalar, 0 where nothing counts."""
-        losses = sum(weight * loss(logits, labels) for loss, weight in self.weights.items())
+        """Return the contribution of these samples to the loss of the batch, a scalar; 0 if no sample counts.
+
+        Args:
+            logits: (n,).
+            labels: (n,).
+            valid: bool (n,), samples that may count.
+            counts: `class_counts` of the whole batch.
+        """
+        weighted = (weight * loss(logits, labels) for loss, weight in self.weights.items())
+        losses = sum(weighted, start=torch.zeros_like(logits))
         total = losses.new_zeros(())
-        for members, count in zip(_classes(labels, valid), counts, strict=True):
-            chosen = losses[members]
+        for members, count in zip(_split_classes(labels, valid), counts, strict=True):
+            class_losses = losses[members]
             if self.ohem_samples:
-                chosen = chosen.topk(min(self.ohem_samples, len(chosen)), sorted=False).values
-            total = total + chosen.sum() / count.clamp(min=1)
+                class_losses = class_losses.topk(min(self.ohem_samples, len(class_losses)), sorted=False).values
+            total = total + class_losses.sum() / count.clamp(min=1)
         return total / (counts > 0).sum().clamp(min=1)
 
-    def of_mask(self, drawn: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of mask logits (n, 1, height, width) with masks (n, height, width) uint8, where known (n,)."""
-        losses = binary_crossentropy(drawn[:, 0], masks.float() / 255).mean(dim=(1, 2))
+    def mask_loss(self, mask_logits: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Return the weighted mean cross-entropy of the known masks, a scalar; 0 if no mask is known.
+
+        Args:
+            mask_logits: (n, 1, height, width).
+            masks: uint8 (n, height, width), 255 = manipulated.
+            known: bool (n,).
+        """
+        losses = binary_crossentropy(mask_logits[:, 0], masks.float() / 255).mean(dim=(1, 2))
         return self.mask_weight * (losses * known).sum() / known.sum().clamp(min=1)
 
 
-def _classes(labels: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _split_classes(labels: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which samples are (valid and real, valid and fake), bool (n,) each."""
     fake = labels > 0.5
     return ~fake & valid, fake & valid

@@ -1,49 +1,48 @@
-"""The runner of clips with functions that go wrong in ways of their own."""
+"""The job runner, with functions that fail in every way."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from common.files import OutputError, atomic_folder, atomic_write
+from common.errors import ClipError
+from common.files import OutputError, atomic_write
 from common.jobs import MAX_CRASHES, Job, Outcome, StageError, run, summarize
-from preprocessing.video import VideoError
 
 
 def work(name: str, output: Path) -> Outcome:
     if name == "dies":
         os._exit(9)
     if name == "raises":
-        raise RuntimeError("nobody foresaw this")
+        raise RuntimeError("unexpected")
     if name == "unreadable":
-        raise VideoError("x.mp4", "is broken")
+        raise ClipError("x.mp4", "is damaged")
     if name == "full":
         raise OutputError("no space")
     atomic_write(output, f"{os.getpid()} {threading.active_count()} {os.environ['OMP_NUM_THREADS']}")
     return Outcome("ok", counts={"files": 1})
 
 
-def jobs_of(folder: Path, *names: str) -> list[Job]:
+def make_jobs(folder: Path, *names: str) -> list[Job]:
     return [Job(name, (), folder / name, (name, folder / name)) for name in names]
 
 
-def test_each_clip_ends_in_a_status(tmp_path: Path):
+def test_each_clip_gets_a_status(tmp_path: Path):
     folder = tmp_path / "out"
     names = ["a", "dies", "raises", "b", "unreadable", "c", "d"]
-    outcomes = run(work, jobs_of(folder, *names), folder, {}, workers=2)
+    outcomes = run(work, make_jobs(folder, *names), folder, {}, workers=2)
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         **dict.fromkeys("abcd", "ok"),
         "dies": "crashed",
         "raises": "failed",
         "unreadable": "unreadable",
     }
-    assert outcomes["raises"].message == "RuntimeError: nobody foresaw this"
-    assert outcomes["unreadable"].message == "x.mp4: is broken"
+    assert outcomes["raises"].message == "RuntimeError: unexpected"
+    assert "x.mp4" in outcomes["unreadable"].message
     contents = [(folder / name).read_text().split() for name in "abcd"]
     assert len({pid for pid, *_ in contents}) <= 3  # two workers, one of them replaced
     assert str(os.getpid()) not in {pid for pid, *_ in contents}
@@ -58,84 +57,89 @@ def test_each_clip_ends_in_a_status(tmp_path: Path):
     assert ["crashed", "1", "0"] in [line.split() for line in table]
 
 
-def test_what_ends_a_stage(tmp_path: Path):
-    folder = tmp_path / "out"
+def test_user_errors_end_the_run(tmp_path: Path):
     with pytest.raises(OutputError, match="no space"):
-        run(work, jobs_of(folder, "full", "a"), folder, {}, workers=1)
-    with pytest.raises(StageError, match="workers in a row died"):
-        run(work, [*jobs_of(folder, *["dies"]) * (MAX_CRASHES + 5)], folder, {}, workers=2)
+        run(work, make_jobs(tmp_path / "out", "full", "a"), tmp_path / "out", {}, workers=1)
 
 
-def test_other_settings_start_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_crashes_in_a_row_end_the_run(tmp_path: Path):
+    def executor(_function, jobs, _workers):
+        for job in jobs:
+            yield job, Outcome("ok" if job.clip.startswith("ok") else "crashed")
+
     folder = tmp_path / "out"
-    run(work, jobs_of(folder, "a"), folder, {"scale": 1}, workers=1)
+    first, second = ([f"{name}{number}" for number in range(MAX_CRASHES - 1)] for name in "ab")
+    run(work, make_jobs(folder, *first, "ok1", *second), folder, {}, workers=1, execute=executor)
+    with pytest.raises(StageError, match="--workers"):
+        run(work, make_jobs(folder, *first, "c", "ok2"), folder, {}, workers=1, execute=executor)
+
+
+def test_resumes_unless_settings_change(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = tmp_path / "out"
+    run(work, make_jobs(folder, "a"), folder, {"scale": 1}, workers=1)
     first = (folder / "a").read_text()
-    run(work, jobs_of(folder, "a"), folder, {"scale": 1}, workers=1)
+    run(work, make_jobs(folder, "a"), folder, {"scale": 1}, workers=1)
     assert (folder / "a").read_text() == first
     with caplog.at_level("INFO"):
-        run(work, jobs_of(folder, "a"), folder, {"scale": 2}, workers=1)
-    assert "another scale" in caplog.text
+        run(work, make_jobs(folder, "a"), folder, {"scale": 2}, workers=1)
+    assert "scale" in caplog.text
     assert (folder / "a").read_text() != first
 
 
-def test_trying_other_settings_loses_nothing(tmp_path: Path):
-    """A run with other settings that is stopped at once leaves what was done with the first ones."""
+def test_other_settings_keep_earlier_records(tmp_path: Path):
+    """A run with other settings that stops at once leaves what the first settings have finished."""
     folder = tmp_path / "out"
-    run(work, jobs_of(folder, "a", "b"), folder, {"scale": 1}, workers=1)
+    run(work, make_jobs(folder, "a", "b"), folder, {"scale": 1}, workers=1)
     first = {name: (folder / name).read_text() for name in "ab"}
     with pytest.raises(OutputError):
-        run(work, jobs_of(folder, "full", "a"), folder, {"scale": 2}, workers=1)
-    run(work, jobs_of(folder, "b"), folder, {"scale": 2}, workers=1)
-    run(work, jobs_of(folder, "a", "b"), folder, {"scale": 1}, workers=1)
+        run(work, make_jobs(folder, "full", "a"), folder, {"scale": 2}, workers=1)
+    run(work, make_jobs(folder, "b"), folder, {"scale": 2}, workers=1)
+    run(work, make_jobs(folder, "a", "b"), folder, {"scale": 1}, workers=1)
     assert (folder / "a").read_text() == first["a"]
-    assert (folder / "b").read_text() != first["b"]  # it was overwritten in between, so it was done again
+    assert (folder / "b").read_text() != first["b"]  # overwritten in between, so it ran again
 
 
-def test_what_fails_has_no_output(tmp_path: Path):
+def test_resumes_from_a_journal_of_an_earlier_version(tmp_path: Path):
+    folder, source = tmp_path / "out", tmp_path / "a.mp4"
+    folder.mkdir()
+    (folder / "a").write_text("finished earlier")
+    source.write_bytes(bytes(75))
+    os.utime(source, ns=(0, 1795478377340965451))
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress/out.jsonl").write_text(
+        '{"settings": {"stage": "extract_images", "version": 1}}\n'
+        '{"clip": "a", "stamp": [[75, 1795478377340965451]], "settings": "8bbfc136386f", '
+        '"record": {"status": "ok", "message": "", "counts": {"images": 4}, "seconds": 0.55}}\n'
+    )
+    job = Job("a", (source,), folder / "a", ("a", folder / "a"))
+    outcomes = run(work, [job], folder, {"stage": "extract_images", "version": 1}, workers=1)
+    assert outcomes == {"a": Outcome("ok", "", {"images": 4}, 0.55)}
+    assert (folder / "a").read_text() == "finished earlier"
+
+
+def test_failed_clips_leave_no_output(tmp_path: Path):
     folder = tmp_path / "out"
-    run(work, jobs_of(folder, "raises"), folder, {}, workers=1)
-    for name in ("dies", "unreadable"):  # left by an earlier run, which could read the clip
+    run(work, make_jobs(folder, "raises"), folder, {}, workers=1)
+    for name in ("dies", "unreadable"):  # left by an earlier run that could read the clip
         (folder / name).mkdir()
         (folder / name / "old").touch()
-    run(work, jobs_of(folder, "dies", "unreadable", "a"), folder, {}, workers=1)
+    run(work, make_jobs(folder, "dies", "unreadable", "a"), folder, {}, workers=1)
     assert [path.name for path in folder.iterdir()] == ["a"]
 
 
-def test_a_folder_belongs_to_one_stage(tmp_path: Path):
+def test_refuses_the_folder_of_another_stage(tmp_path: Path):
     folder = tmp_path / "out"
-    run(work, jobs_of(folder, "a"), folder, {"stage": "one"}, workers=1)
-    with pytest.raises(StageError, match="holds the results of one"):
-        run(work, jobs_of(folder, "a"), folder, {"stage": "two"}, workers=1)
+    run(work, make_jobs(folder, "a"), folder, {"stage": "one"}, workers=1)
+    with pytest.raises(StageError, match=str(folder)):
+        run(work, make_jobs(folder, "a"), folder, {"stage": "two"}, workers=1)
 
 
-def test_another_executor(tmp_path: Path):
-    """Anything with the executor's signature will do."""
-
+def test_accepts_another_executor(tmp_path: Path):
     def backwards(function, jobs, workers):
         assert workers == 5
         for job in reversed(list(jobs)):
             yield job, Outcome("ok", f"{function.__name__} {job.clip}")
 
-    outcomes = run(work, jobs_of(tmp_path / "out", "a", "b"), tmp_path / "out", {}, workers=5, execute=backwards)
-    assert list(outcomes) == ["a", "b"]  # in the order of the jobs, whatever ended first
+    outcomes = run(work, make_jobs(tmp_path / "out", "a", "b"), tmp_path / "out", {}, workers=5, execute=backwards)
+    assert list(outcomes) == ["a", "b"]  # in the order of the jobs
     assert outcomes["b"].message == "work b"
-
-
-def test_whole_folder(tmp_path: Path):
-    path = tmp_path / "clip"
-    with atomic_folder(path) as folder:
-        (folder / "1").touch()
-        assert not path.exists()
-    with pytest.raises(OutputError, match="No such file"), atomic_folder(path) as folder:
-        (folder / "2" / "deeper").touch()
-    assert [entry.name for entry in path.iterdir()] == ["1"]
-    for left_over in (".clip.part", ".clip.old"):
-        (tmp_path / left_over).mkdir()
-        (tmp_path / left_over / "rubbish").touch()
-    with atomic_folder(path) as folder:
-        (folder / "3").touch()
-    assert [entry.name for entry in path.iterdir()] == ["3"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["clip"]
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(tmp_path / "file" / "clip"):
-        time.sleep(0)

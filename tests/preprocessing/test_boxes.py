@@ -1,4 +1,4 @@
-"""Boxes: their file, and which of them are one person's."""
+"""Bounding boxes: the file, and the face numbers that link them across frames."""
 
 from __future__ import annotations
 
@@ -15,32 +15,52 @@ def box(left: float, side: float = 100) -> list[float]:
     return [left, 50.0, left + side, 50 + side]
 
 
-def test_file(tmp_path: Path):
+def test_file_format(tmp_path: Path):
     boxes = {20: [box(1.25), box(300)], 0: [], 10: [box(-3.5)]}
     write_boxes(tmp_path / "a.json", boxes)
     assert json.loads((tmp_path / "a.json").read_text()) == {"0": None, "10": [box(-3.5)], "20": [box(1.25), box(300)]}
     assert read_boxes(tmp_path / "a.json") == boxes
     (tmp_path / "every.json").write_text(json.dumps({str(frame): [box(frame)] for frame in range(25)}))
     assert read_boxes(tmp_path / "every.json") == {frame: [box(frame)] for frame in (0, 10, 20)}
-    with pytest.raises(BoxesError, match=r"nothing\.json: no boxes; run detect_original_faces\.py"):
-        read_boxes(tmp_path / "nothing.json")
+    with pytest.raises(BoxesError, match=r"missing\.json.*detect_original_faces\.py") as error:
+        read_boxes(tmp_path / "missing.json")
+    assert error.value.status == "no_boxes"
 
 
-def test_numbers_by_hand():
-    # the second grows larger than the first and is listed before it
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"0": [[1, 2',
+        "[1]",
+        '{"0": "many"}',
+        '{"0": [[1, 2, 3]]}',
+        '{"0": [[1, 2, NaN, 4]]}',
+        '{"-10": null}',
+        '{"a": null}',
+    ],
+)
+def test_malformed_files(tmp_path: Path, content: str):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(BoxesError, match=str(path)):
+        read_boxes(path)
+
+
+def test_face_numbers_by_hand():
+    # the second face becomes the larger one and is listed first
     assert face_numbers({0: [box(0, 100), box(400, 90)], 10: [box(395, 110), box(5, 95)]}) == {0: [0, 1], 10: [1, 0]}
-    # one goes away and comes back; another comes in between
-    there_and_back = {0: [box(0), box(400)], 10: [box(400)], 20: [], 30: [box(410), box(900), box(10)]}
-    assert face_numbers(there_and_back) == {0: [0, 1], 10: [1], 20: [], 30: [1, 2, 0]}
-    # farther away than its own size: someone else
+    # a face disappears and comes back; another one appears meanwhile
+    disappearing = {0: [box(0), box(400)], 10: [box(400)], 20: [], 30: [box(410), box(900), box(10)]}
+    assert face_numbers(disappearing) == {0: [0, 1], 10: [1], 20: [], 30: [1, 2, 0]}
+    # a face farther away than its size is another person
     assert face_numbers({0: [box(0)], 10: [box(101)]}) == {0: [0], 10: [1]}
     assert face_numbers({0: [box(0)], 10: [box(99)]}) == {0: [0], 10: [0]}
-    # two move on by half a face: the nearest of each alone would be the other one
+    # both move by half a face: matching each box to its nearest face alone would swap them
     assert face_numbers({0: [box(100), box(190)], 10: [box(145), box(235)]}) == {0: [0, 1], 10: [0, 1]}
     assert face_numbers({}) == {}
 
 
-def test_numbers_do_not_depend_on_the_order_within_later_frames():
+def test_face_numbers_do_not_depend_on_the_order_of_the_boxes():
     random = np.random.default_rng(0)
     places = np.array([0.0, 220, 440, 660, 880])
     boxes, owners = {0: [box(left) for left in places]}, {0: list(range(5))}

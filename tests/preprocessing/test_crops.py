@@ -1,4 +1,4 @@
-"""The geometry of crops, by hand-worked cases and by properties."""
+"""Geometry of crops: worked examples and properties."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def test_margin_is_a_third_rounded_down_for_all_sizes():
 
 
 def test_margin_window_by_hand():
-    # corners cut off: 588, 108, 767, 357; width 179, a third 59; height 249, a third 83
+    # truncated corners: 588, 108, 767, 357; width 179, a third of it 59; height 249, a third of it 83
     box = np.array([588.69, 108.9, 767.24, 357.83], np.float32)
     assert MarginCrop().window(box) == (529, 25, 826, 440)
     assert MarginCrop(margin=0).window(box) == (588, 108, 767, 357)
 
 
 def test_square_window_by_hand():
-    # height 200: side 162; centre across 150, down 100 + 0.57 * 200 = 214
+    # height 200: side 162; center x 150, y 100 + 0.57 * 200 = 214
     assert SquareCrop(side=0.81, center=0.57).window(np.array([70.0, 100.0, 230.0, 300.0])) == (69, 133, 231, 295)
 
 
-def test_cut_at_the_edges():
+def test_cut_at_the_edges_of_the_frame():
     image = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
     np.testing.assert_array_equal(cut(image, (-3, -2, 4, 5)), image[0:5, 0:4])
     np.testing.assert_array_equal(cut(image, (5, 3, 20, 20)), image[3:, 5:])

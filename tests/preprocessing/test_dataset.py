@@ -1,4 +1,4 @@
-"""Datasets of three layouts, good and malformed, and the folds made of them."""
+"""Datasets in three layouts, valid and malformed, and the folds they are divided into."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import sample_clips
 from preprocessing.dataset import DatasetError, read_dataset
 from preprocessing.generate_folds import assign_folds
-from tests.support.datasets import REAL, fake_of, part, stage
+from tests.support.datasets import REAL, fake_of, run_stage, write_part
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -20,30 +19,29 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def touch(root: Path, *names: str) -> None:
+    """Make empty files with their folders."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
 
 
-def crops_for(root: Path, *clips: str) -> None:
-    """Two crops of each clip, as far as the folds need them."""
+def touch_crops(root: Path, *clips: str) -> None:
+    """Make two empty crops per clip; only their names matter here."""
     for clip in clips:
         touch(root, f"crops/{clip}/0_0.png", f"crops/{clip}/10_0.png")
 
 
 @pytest.fixture(scope="module")
 def fifty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 parts of a real clip and a fake each, through the real stages."""
+    """50 parts with a real clip and a fake each, after generate_folds.py."""
     root = tmp_path_factory.mktemp("fifty")
-    clip = sample_clips.face_clip(root / "clip.mp4", 11, 160, 120)
     for number in range(50):
-        folder = part(root, number, {f"r{number}.mp4": REAL, f"f{number}.mp4": fake_of(f"r{number}.mp4")})
-        for name in ("r", "f"):
-            (folder / f"{name}{number}.mp4").symlink_to(clip)
-    (root / "dfdc_notes").mkdir()  # a name with dfdc in it is no part
-    for name in ("detect_original_faces", "extract_crops", "generate_folds"):
-        finished = stage(name, root)
-        assert finished.returncode == 0, finished.stderr
+        folder = write_part(root, number, {f"r{number}.mp4": REAL, f"f{number}.mp4": fake_of(f"r{number}.mp4")})
+        touch(folder, f"r{number}.mp4", f"f{number}.mp4")
+        touch_crops(root, f"r{number}", f"f{number}")
+    (root / "dfdc_notes").mkdir()  # not a part
+    finished = run_stage("generate_folds", root)
+    assert finished.returncode == 0, finished.stderr
     return root
 
 
@@ -63,10 +61,10 @@ def test_folds_of_fifty_parts(fifty: Path):
     }
 
 
-def test_the_order_is_the_seeds(fifty: Path, tmp_path: Path):
+def test_seed_determines_the_row_order(fifty: Path, tmp_path: Path):
     first = (fifty / "folds.csv").read_text()
     for name, seed in (("again", 777), ("other", 778)):
-        assert stage("generate_folds", fifty, "--out", tmp_path / name, "--seed", seed).returncode == 0
+        assert run_stage("generate_folds", fifty, "--out", tmp_path / name, "--seed", seed).returncode == 0
     assert (tmp_path / "again").read_text() == first
     other = (tmp_path / "other").read_text()
     assert other != first
@@ -77,21 +75,22 @@ def test_the_order_is_the_seeds(fifty: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("splits", "run"), [(1, 50), (5, 10), (7, 7)])
-def test_other_numbers_of_folds(fifty: Path, tmp_path: Path, splits: int, run: int):
-    finished = stage("generate_folds", fifty, "--out", tmp_path / "f.csv", "--n-splits", splits)
+def test_parts_are_divided_into_runs(fifty: Path, tmp_path: Path, splits: int, run: int):
+    finished = run_stage("generate_folds", fifty, "--out", tmp_path / "f.csv", "--n-splits", splits)
     assert finished.returncode == 0
     table = rows(tmp_path / "f.csv")
     assert all(int(row["fold"]) == min(int(row["video"][1:]) // run, splits - 1) for row in table)
 
 
 def test_too_many_folds(fifty: Path, tmp_path: Path):
-    finished = stage("generate_folds", fifty, "--out", tmp_path / "f.csv", "--n-splits", "51")
+    finished = run_stage("generate_folds", fifty, "--out", tmp_path / "f.csv", "--n-splits", "51")
     assert finished.returncode == 2
-    assert "there are 50 parts" in finished.stderr
+    assert "--n-splits 51" in finished.stderr
+    assert not (tmp_path / "f.csv").exists()
 
 
 def test_malformed_metadata(tmp_path: Path):
-    """Each fault is named, the rest is used, and what has no crops is told from what needs none."""
+    """Every problem is reported and the rest is used."""
     entries = {
         "good.mp4": REAL,
         "fake.mp4": fake_of("good.mp4"),
@@ -111,75 +110,91 @@ def test_malformed_metadata(tmp_path: Path):
         "absent.mp4": REAL,
         f"{'x' * 300}.mp4": REAL,
     }
-    part(tmp_path, 0, entries)
+    write_part(tmp_path, 0, entries)
     names = [name for name in entries if name.endswith(".mp4") and not set("/\\") & set(name) and len(name) < 100]
     touch(tmp_path, *(f"dfdc_train_part_0/{name}" for name in {*names, "unlisted.mp4"} - {"absent.mp4"}))
-    part(tmp_path, 7, {"good.mp4": REAL, "elsewhere.mp4": fake_of("good.mp4")})
+    write_part(tmp_path, 7, {"good.mp4": REAL, "elsewhere.mp4": fake_of("good.mp4")})
     touch(tmp_path, "dfdc_train_part_7/good.mp4", "dfdc_train_part_7/elsewhere.mp4")
     for number, content in (
         (8, "{cut"),
         (9, "[]"),
         (11, '{"twice.mp4": {"label": "REAL"}, "twice.mp4": {"label": "REAL"}}'),
     ):
-        part(tmp_path, number, {})
+        write_part(tmp_path, number, {})
         (tmp_path / f"dfdc_train_part_{number}/metadata.json").write_text(content)
     (tmp_path / "dfdc_train_part_10").mkdir()
     touch(tmp_path, "dfdc_train_part_11/twice.mp4")
-    crops_for(tmp_path, "good", "fake", "elsewhere", "twice")
+    problems = read_dataset(tmp_path).problems
+    part_0 = "dfdc_train_part_0"
+    expected = [
+        [f"{part_0}/wrong.mp4", f"{part_0}/none.mp4"],
+        [f"{part_0}/list.mp4", f"{part_0}/number.mp4"],
+        [f"{part_0}/{name}" for name in ("../../escape.mp4", "/etc/passwd.mp4", "..", "", "a\\b.mp4")],
+        [f"{part_0}/notes.txt"],
+        [f"{part_0}/{'x' * 300}.mp4"],
+        [f"{part_0}/unlisted.mp4"],
+        ["lost (of nowhere)", "nameless (of None)", "of_a_fake (of fake)"],
+        [f"{part_0}/absent.mp4"],
+        ["dfdc_train_part_7/good.mp4", "dfdc_train_part_11/twice.mp4"],
+    ]
+    unreadable = problems.pop("metadata files that cannot be read")
+    assert sorted(problems.values()) == sorted(expected)
+    assert [name.split()[0] for name in unreadable] == [
+        f"dfdc_train_part_{number}/metadata.json" for number in (8, 9, 10)
+    ]
+    touch_crops(tmp_path, "good", "fake", "elsewhere", "twice")
     (tmp_path / "crops/lost").mkdir()
-    finished = stage("generate_folds", tmp_path)
-    assert finished.returncode == 3  # of absent.mp4 there are no crops
-    for line in (
-        "2 labels that are neither REAL nor FAKE: dfdc_train_part_0/wrong.mp4, dfdc_train_part_0/none.mp4",
-        "2 malformed entries of metadata.json: dfdc_train_part_0/list.mp4, dfdc_train_part_0/number.mp4",
-        "5 names that are no names of files in their folder: dfdc_train_part_0/../../escape.mp4, ",
-        "1 names that are too long: dfdc_train_part_0/xxx",
-        "1 names that are not a video's: dfdc_train_part_0/notes.txt",
-        "3 fakes without a real original in the dataset: lost (of nowhere), nameless (of None), of_a_fake (of fake)",
-        "1 videos listed, but not there: dfdc_train_part_0/absent.mp4",
-        "1 videos there, but not listed: dfdc_train_part_0/unlisted.mp4",
-        "2 ids given to several videos, of which the first counts: dfdc_train_part_7/good.mp4, dfdc_train_part_11/tw",
-        "3 metadata files that cannot be read: dfdc_train_part_8/metadata.json",
-        "dfdc_train_part_9/metadata.json (holds no object)",
-        "dfdc_train_part_10/metadata.json (No such file or directory)",
-    ):
-        assert line in finished.stderr
+    finished = run_stage("generate_folds", tmp_path)
+    assert finished.returncode == 3  # absent.mp4 has no crops
+    assert "Traceback" not in finished.stderr
+    for kind, names in problems.items():
+        assert f"{kind} ({len(names)}): {names[0]}" in finished.stderr
+    assert any("failed" in line and "absent" in line for line in finished.stderr.splitlines())
     folds = {row["video"]: row["fold"] for row in rows(tmp_path / "folds.csv")}
     assert folds == {"good": "0", "fake": "0", "elsewhere": "0", "twice": "3"}  # a fake goes with its original
-    assert "failed: absent;" in finished.stderr
-    assert "Traceback" not in finished.stderr
+    silent = run_stage("generate_folds", tmp_path, "--no-dataset-report")
+    assert silent.returncode == 3
+    assert not any(kind in silent.stderr for kind in problems)
 
 
 def test_fakes_of_one_missing_original_stay_together(tmp_path: Path):
     for number in (0, 20, 40):
-        part(tmp_path, number, {f"f{number}.mp4": fake_of("nowhere.mp4")})
+        write_part(tmp_path, number, {f"f{number}.mp4": fake_of("nowhere.mp4")})
         touch(tmp_path, f"dfdc_train_part_{number}/f{number}.mp4")
     dataset = read_dataset(tmp_path)
     assert set(assign_folds(dataset, 16, 777).values()) == {0}
 
 
 def test_parts_beyond_the_fiftieth(tmp_path: Path):
-    part(tmp_path, 50, {"a.mp4": REAL})
-    part(tmp_path, 120, {"b.mp4": REAL})
+    write_part(tmp_path, 50, {"a.mp4": REAL})
+    write_part(tmp_path, 120, {"b.mp4": REAL})
     assert assign_folds(read_dataset(tmp_path), 16, 777) == {"a": 15, "b": 15}
 
 
 def test_no_dataset(tmp_path: Path):
-    with pytest.raises(DatasetError, match="no such folder"):
+    with pytest.raises(DatasetError, match=str(tmp_path / "nowhere")):
         read_dataset(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match="neither"):
+    with pytest.raises(DatasetError, match=r"dfdc_train_part_.*original_sequences.*Celeb-real"):
         read_dataset(tmp_path)
-    part(tmp_path, 0, {})
-    with pytest.raises(DatasetError, match="it is empty"):
+    write_part(tmp_path, 0, {})
+    with pytest.raises(DatasetError, match=str(tmp_path)):
         read_dataset(tmp_path)
-    with pytest.raises(DatasetError, match="layout celebdf"):
+    with pytest.raises(DatasetError, match="celebdf"):
         read_dataset(tmp_path, "celebdf")
     (tmp_path / "Celeb-real").mkdir()
-    with pytest.raises(DatasetError, match=r"several datasets; choose one with --layout dfdc\|celebdf"):
+    with pytest.raises(DatasetError, match=r"--layout dfdc\|celebdf"):
         read_dataset(tmp_path)
 
 
-def faceforensics(root: Path) -> None:
+def test_suffixes_of_videos(tmp_path: Path):
+    names = ["a.mp4", "b.M4V", "c.ts", "d.mpg", "e.mpeg", "f.mov", "g.avi", "h.mkv", "i.webm"]
+    touch(write_part(tmp_path, 0, dict.fromkeys(names, REAL)), *names)
+    dataset = read_dataset(tmp_path)
+    assert [video.path.name for video in dataset.videos.values()] == names
+    assert not dataset.problems
+
+
+def make_faceforensics(root: Path) -> None:
     for number in range(8):
         touch(root, f"original_sequences/youtube/c23/videos/{number:03}.mp4")
         for method in ("Deepfakes", "FaceSwap"):
@@ -189,7 +204,7 @@ def faceforensics(root: Path) -> None:
 
 
 def test_faceforensics(tmp_path: Path):
-    faceforensics(tmp_path)
+    make_faceforensics(tmp_path)
     dataset = read_dataset(tmp_path)
     assert (dataset.layout, dataset.problems) == ("ffpp", {})
     assert len(dataset.videos) == 8 + 16 + 2
@@ -199,7 +214,7 @@ def test_faceforensics(tmp_path: Path):
     assert dataset.videos["DeepFakeDetection_01_02__kitchen__ABC"].original == "01__kitchen"
     folds = assign_folds(dataset, 3, 777)
     assert set(folds.values()) == {0, 1, 2}
-    for number in range(8):  # both persons of a swap, and all that is made of them
+    for number in range(8):  # both persons of a swap and all fakes of them share a fold
         first, second = f"{number:03}", f"{number ^ 1:03}"
         together = {
             folds[name] for name in (first, second, f"Deepfakes_{first}_{second}", f"FaceSwap_{second}_{first}")
@@ -210,7 +225,7 @@ def test_faceforensics(tmp_path: Path):
 
 
 def test_faceforensics_with_official_splits(tmp_path: Path):
-    faceforensics(tmp_path)
+    make_faceforensics(tmp_path)
     (tmp_path / "splits").mkdir()
     for name, pairs in (
         ("train", [["000", "001"], ["002", "003"]]),
@@ -231,7 +246,7 @@ def test_celeb_df(tmp_path: Path):
     touch(tmp_path, *(f"YouTube-real/{number:05}.mp4" for number in range(5)), "Celeb-synthesis/odd.mp4")
     dataset = read_dataset(tmp_path)
     assert dataset.layout == "celebdf"
-    assert dataset.problems == {"names that do not tell the person": ["Celeb-synthesis/odd.mp4"]}
+    assert list(dataset.problems.values()) == [["Celeb-synthesis/odd.mp4"]]
     assert len(dataset.videos) == 12 + 4 + 5
     assert dataset.videos["id2_id3_0000"].original == "id2_0000"
     assert not dataset.videos["00003"].fake
@@ -246,8 +261,8 @@ def test_celeb_df(tmp_path: Path):
     )
     official = assign_folds(read_dataset(tmp_path), 3, 777)
     assert {name for name, fold in official.items() if fold == -1} == {"00003", "id1_id0_0000"}
-    crops_for(tmp_path, *dataset.videos)
-    finished = stage("generate_folds", tmp_path, "--layout", "celebdf", "--n-splits", "3")
+    touch_crops(tmp_path, *dataset.videos)
+    finished = run_stage("generate_folds", tmp_path, "--layout", "celebdf", "--n-splits", "3")
     assert finished.returncode == 0
-    assert "1 videos are in another fold than others of their original, by the official split" in finished.stderr
+    assert "official split" in finished.stderr  # it separates a fake from its original
     assert {row["video"]: int(row["fold"]) for row in rows(tmp_path / "folds.csv")} == official

@@ -36,14 +36,14 @@ def test_scale_rule(width: int, height: int, scale: float):
     assert scale_for(width, height) == scale
 
 
-def test_thresholds():
+def test_thresholds_of_the_winning_solution():
     assert THRESHOLDS["inference"] == (0.7, 0.8, 0.8)
     assert THRESHOLDS["originals"] == (0.85, 0.95, 0.95)
     assert THRESHOLDS["landmarks"] == (0.65, 0.75, 0.75)
 
 
-def test_equals_plain_mtcnn_frame_by_frame(face_video: Path):
-    """Batches, channels-last and the way back to the full frame, against facenet-pytorch used plainly."""
+def test_equals_facenet_pytorch(face_video: Path):
+    """facenet-pytorch by itself, without the memory format and the conversion to pixels of the full frame."""
     frames = [frame.image for frame in sample_frames(Clip(face_video), 6)]
     plain = MTCNN(margin=0, thresholds=[0.7, 0.8, 0.8], keep_all=True)
     for frame, faces in zip(frames, FaceDetector(scale=0.5).detect(frames), strict=True):
@@ -53,21 +53,21 @@ def test_equals_plain_mtcnn_frame_by_frame(face_video: Path):
         assert len(faces) == len(boxes) == 1
         np.testing.assert_allclose(faces[0].box, boxes[0].astype(float) * 2, atol=1e-2)
         np.testing.assert_allclose(faces[0].points, points[0].astype(float) * 2, atol=1e-2)
-        assert faces[0].probability == pytest.approx(probabilities[0], abs=1e-5)
+        assert faces[0].probability == pytest.approx(probabilities[0], abs=1e-4)
         assert faces[0].box.dtype == faces[0].points.dtype == np.float32
 
 
-def test_coordinates_are_those_of_the_full_frame():
-    """Whatever the detector's scale, odd sizes included, the box lies on the same face."""
+def test_coordinates_are_in_pixels_of_the_full_frame():
+    """At every scale of the detector and for odd sizes."""
     image = astronaut()[:301, :421]
     boxes = [FaceDetector(scale=scale).detect([image])[0][0].box for scale in (0.5, 0.77, 1.0, 2.0)]
     for box in boxes:
         np.testing.assert_allclose(box, boxes[2], atol=12)
-        assert box[0] < 224 < box[2]  # her nose
+        assert box[0] < 224 < box[2]  # x of the nose
         assert box[1] < 118 < box[3]
 
 
-def test_frames_of_several_sizes_and_without_faces():
+def test_mixed_sizes_and_frames_without_faces():
     face = astronaut()[:300, 100:400]
     blank = np.zeros((300, 300, 3), np.uint8)
     frames = [face, blank, face[:280], face, np.zeros((5, 7, 3), np.uint8)]
@@ -87,7 +87,7 @@ def test_all_faces_largest_first():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_finds_what_the_cpu_finds(face_video: Path):
+def test_gpu_equals_cpu(face_video: Path):
     frames = [frame.image for frame in sample_frames(Clip(face_video), 8)]
     for on_gpu, on_cpu in zip(FaceDetector(device="cuda").detect(frames), FaceDetector().detect(frames), strict=True):
         assert len(on_gpu) == len(on_cpu)

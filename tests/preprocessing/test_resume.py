@@ -1,20 +1,43 @@
-"""Every stage killed at some moment and started again ends in the tree of a run that was left alone."""
+"""Interrupted stages: the same command resumes them, and the result is that of an uninterrupted run.
+
+To interrupt a stage at a known point, one of its input files is replaced by a named pipe, at which a worker process
+waits until it is killed.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from preprocessing import sample_clips
-from tests.support.datasets import REAL, STAGES, command, fake_of, part, portrait, records, stage, swapped, tree
+from tests.support.datasets import (
+    REAL,
+    STAGES,
+    fake_frames,
+    fake_of,
+    file_hashes,
+    portrait_frames,
+    records,
+    run_stage,
+    stage_command,
+    write_part,
+)
 
+pytestmark = pytest.mark.slow
+
+PAIRS = 3
+LAST = PAIRS - 1
 OUTPUTS = {
     "detect_original_faces": "bboxes",
     "extract_crops": "crops",
@@ -24,176 +47,201 @@ OUTPUTS = {
     "compress_videos": "compressed",
     "extract_images": "images",
 }
-PAIRS = 4
-# Once is enough where PyTorch has to be loaded each time, and where there is one file.
-SLOW_TWICE = {("detect_original_faces", 0), ("generate_landmarks", 0), ("generate_folds", 1)}
+# Stage -> the input that it is stalled at and the number of clips that it finishes before.
+STALLS = {
+    "detect_original_faces": (f"dfdc_train_part_0/{LAST}.mp4", PAIRS - 1),
+    "extract_crops": (f"dfdc_train_part_0/fake_{LAST}.mp4", 2 * PAIRS - 1),
+    "generate_landmarks": (f"crops/{LAST}/30_0.png", PAIRS - 1),
+    "generate_diffs": (f"crops/fake_{LAST}/30_0.png", PAIRS - 1),
+    "compress_videos": (f"dfdc_train_part_0/fake_{LAST}.mp4", 2 * PAIRS - 1),
+    "extract_images": (f"dfdc_train_part_0/fake_{LAST}.mp4", 2 * PAIRS - 1),
+}
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset after all stages, none of which was disturbed."""
-    root = tmp_path_factory.mktemp("untouched")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with the outputs of all stages."""
+    root = tmp_path_factory.mktemp("uninterrupted")
     names = [f"{number}.mp4" for number in range(PAIRS)]
-    folder = part(root, 0, dict.fromkeys(names, REAL) | {f"fake_{name}": fake_of(name) for name in names})
-    frames = portrait(61, 320, 240)
+    folder = write_part(root, 0, dict.fromkeys(names, REAL) | {f"fake_{name}": fake_of(name) for name in names})
+    frames = portrait_frames(31 + PAIRS, 320, 240)
     for number, name in enumerate(names):
-        sample_clips.write_clip(folder / name, frames[number:])
-        sample_clips.write_clip(folder / f"fake_{name}", swapped(frames[number:]))
+        sample_clips.write_clip(folder / name, frames[number : number + 31])
+        sample_clips.write_clip(folder / f"fake_{name}", fake_frames(frames[number : number + 31]))
     for name in (*STAGES, "compress_videos", "extract_images"):
-        finished = stage(name, root)
+        finished = run_stage(name, root)
         assert finished.returncode == 0, finished.stderr
     return root
 
 
-def before(untouched: Path, place: Path, name: str) -> Path:
-    """The dataset as it was before a stage, with the times of its files."""
-    shutil.copytree(untouched, place)
-    output = place / OUTPUTS[name]
-    output.unlink() if output.is_file() else shutil.rmtree(output)
-    (place / "progress" / f"{OUTPUTS[name]}.jsonl").unlink(missing_ok=True)
-    return place
+def copy_before(stage: str, uninterrupted: Path, root: Path) -> Path:
+    """Copy the dataset without the output and journal of a stage; files keep their times."""
+    shutil.copytree(uninterrupted, root)
+    shutil.rmtree(root / OUTPUTS[stage])
+    journal_of(root, stage).unlink()
+    return root
 
 
-def children(process: subprocess.Popen) -> set[int]:
-    """A process' descendants."""
-    found, todo = set(), [process.pid]
-    while todo:
-        pid = todo.pop()
-        for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            new = {int(child) for child in path.read_text().split()} - found
-            found |= new
-            todo += new
-    return found
+def journal_of(root: Path, stage: str) -> Path:
+    return root / "progress" / f"{OUTPUTS[stage]}.jsonl"
 
 
-def alive(pid: int) -> bool:
+def finished_clips(root: Path, stage: str) -> int:
+    journal = journal_of(root, stage)
+    return max(0, len(journal.read_text().splitlines()) - 1) if journal.is_file() else 0
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.01)
+
+
+def descendants(pid: int) -> set[int]:
+    children = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        children |= {int(child) for child in path.read_text().split()}
+    return children.union(*map(descendants, children))
+
+
+def is_alive(pid: int) -> bool:
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
 
 
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
+@contextmanager
+def stalled(stage: str, root: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a stage until it has finished all clips but one and is in the middle of that one.
 
-
-def finished_lines(root: Path, name: str) -> int:
-    path = root / "progress" / f"{OUTPUTS[name]}.jsonl"
-    return max(0, len(path.read_text().splitlines()) - 1) if path.is_file() else 0
-
-
-@pytest.mark.parametrize(
-    ("name", "lines"),
-    [(name, lines) for name in OUTPUTS for lines in (0, 1) if (name, lines) not in SLOW_TWICE],
-)
-def test_killed_and_resumed(name: str, lines: int, untouched: Path, tmp_path: Path):
-    """Killed in the middle of the first clips, and of later ones; nothing that was done is done again."""
-    root = before(untouched, tmp_path / "root", name)
-    process = subprocess.Popen(command(name, root, "--workers", "2") if "folds" not in name else command(name, root),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    output = root / OUTPUTS[name]
-    wait_for(lambda: (finished_lines(root, name) >= lines and output.exists()) or process.poll() is not None)
-    time.sleep(0.02)
-    workers = children(process)
-    process.kill()
-    process.wait()
-    wait_for(lambda: not any(map(alive, workers)), 10)
-    assert not any(map(alive, workers))
-    done = finished_lines(root, name)
-    journal = root / "progress" / f"{OUTPUTS[name]}.jsonl"
-    kept = journal.read_text().splitlines() if done else []
-    again = stage(name, root)
-    assert again.returncode == 0, again.stderr
-    assert tree(root) == tree(untouched)
-    if kept:
-        assert journal.read_text().splitlines()[: len(kept)] == kept
-
-
-def test_stopped_by_ctrl_c(untouched: Path, tmp_path: Path):
-    root = before(untouched, tmp_path / "root", "compress_videos")
+    A clip is opened twice, first to list its packets. The pipe delivers it the first time.
+    """
+    name, finished = STALLS[stage]
+    pipe, content = root / name, (root / name).read_bytes()
+    pipe.unlink()
+    os.mkfifo(pipe)
+    delivery = threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True)
+    if pipe.suffix == ".mp4":
+        delivery.start()
     process = subprocess.Popen(
-        command("compress_videos", root, "--workers", "2"),
+        stage_command(stage, root, *options),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: finished_lines(root, "compress_videos") >= 1)
-    workers = children(process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=30)
+    try:
+        wait_for(lambda: finished_clips(root, stage) == finished, f"{stage}: {finished} clips")
+        wait_for(lambda: not delivery.is_alive(), f"{stage}: the last clip's packets")
+        if stage not in ("detect_original_faces", "compress_videos"):  # these write a file at the end of each clip
+            wait_for(lambda: any((root / OUTPUTS[stage]).glob(".*.part")), f"{stage}: a temporary folder")
+        assert process.poll() is None
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def restore_input(stage: str, uninterrupted: Path, root: Path) -> None:
+    name, _ = STALLS[stage]
+    (root / name).unlink()
+    shutil.copy2(uninterrupted / name, root / name)
+
+
+def assert_resumes(stage: str, uninterrupted: Path, root: Path) -> None:
+    """Resume a stalled and ended run: only the unfinished clip is processed."""
+    journal = journal_of(root, stage)
+    kept = journal.read_text().splitlines()
+    _, finished = STALLS[stage]
+    assert len(kept) == 1 + finished
+    restore_input(stage, uninterrupted, root)
+    resumed = run_stage(stage, root)
+    assert resumed.returncode == 0, resumed.stderr
+    lines = journal.read_text().splitlines()
+    assert lines[:-1] == kept
+    assert len(lines) == len(kept) + 1
+    assert file_hashes(root) == file_hashes(uninterrupted)
+
+
+@pytest.mark.parametrize("stage", STALLS)
+def test_resumes_after_kill(stage: str, uninterrupted: Path, tmp_path: Path):
+    root = copy_before(stage, uninterrupted, tmp_path / "root")
+    with stalled(stage, root, "--workers", "2") as process:
+        workers = descendants(process.pid)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert workers
+    wait_for(lambda: not any(map(is_alive, workers)), "end of the worker processes", 10)
+    assert_resumes(stage, uninterrupted, root)
+
+
+def test_resumes_after_ctrl_c(uninterrupted: Path, tmp_path: Path):
+    root = copy_before("compress_videos", uninterrupted, tmp_path / "root")
+    with stalled("compress_videos", root, "--workers", "2") as process:
+        workers = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "stopped; the same command takes up where this run was" in errors
+    assert "resume" in errors
     assert "Traceback" not in errors
-    wait_for(lambda: not any(map(alive, workers)), 10)
-    assert not any(map(alive, workers))
-    assert stage("compress_videos", root).returncode == 0
-    assert tree(root) == tree(untouched)
+    wait_for(lambda: not any(map(is_alive, workers)), "end of the worker processes", 10)
+    assert_resumes("compress_videos", uninterrupted, root)
 
 
-def test_two_at_once(untouched: Path, tmp_path: Path):
-    """The second waits for the first, then finds all done."""
-    root = before(untouched, tmp_path / "root", "extract_images")
-    both = [
-        subprocess.Popen(command("extract_images", root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    errors = [process.communicate(timeout=60)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum("another run is writing there" in text for text in errors) == 1
-    assert finished_lines(root, "extract_images") == 2 * PAIRS
-    assert tree(root) == tree(untouched)
-
-
-def test_a_killed_worker_fails_its_clip_only(untouched: Path, tmp_path: Path):
-    root = before(untouched, tmp_path / "root", "detect_original_faces")
-    process = subprocess.Popen(
-        command("detect_original_faces", root, "--workers", "1"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    worker = None
-
-    def loading() -> bool:
-        """The worker has PyTorch open: it is on its first clip."""
-        nonlocal worker
-        for pid in children(process):
-            maps = Path(f"/proc/{pid}/maps")
-            if alive(pid) and "libtorch" in maps.read_text():
-                worker = pid
-        return worker is not None
-
-    wait_for(loading)
-    os.kill(worker, signal.SIGKILL)
-    output, errors = process.communicate(timeout=120)
+def test_a_killed_worker_fails_its_clip_only(uninterrupted: Path, tmp_path: Path):
+    """As when the system is out of memory. The next run tries the clip again without --retry-failed."""
+    root = copy_before("extract_images", uninterrupted, tmp_path / "root")
+    with stalled("extract_images", root, "--workers", "1") as process:
+        [worker] = (pid for pid in descendants(process.pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+        os.kill(worker, signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert "0: crashed: its worker died" in errors
-    assert "crashed" in output
-    assert set(records(root, "bboxes")) == {"1", "2", "3"}
-    again = stage("detect_original_faces", root)  # tried again without being asked to
-    assert again.returncode == 0
-    assert tree(root) == tree(untouched)
+    assert ["crashed", "1"] in [line.split()[:2] for line in output.splitlines()]
+    assert f"fake_{LAST}" not in records(root, "images")
+    assert_resumes("extract_images", uninterrupted, root)
 
 
-def test_retry_and_overwrite(untouched: Path, tmp_path: Path):
+def test_waits_for_a_run_that_writes_to_the_same_folder(uninterrupted: Path, tmp_path: Path):
+    root = copy_before("extract_images", uninterrupted, tmp_path / "root")
+    output = root / "images"
+    output.mkdir()
+    lock = os.open(output, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    process = subprocess.Popen(
+        stage_command("extract_images", root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    while str(output) not in (line := process.stderr.readline()):
+        assert line, "ended without a message"
+    assert process.poll() is None
+    assert not journal_of(root, "extract_images").exists()
+    os.close(lock)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert file_hashes(root) == file_hashes(uninterrupted)
+
+
+def test_retry_failed_and_overwrite(uninterrupted: Path, tmp_path: Path):
     root = tmp_path / "root"
-    shutil.copytree(untouched, root)
-    clip = root / "dfdc_train_part_0/1.mp4"
-    sound = clip.read_bytes()
-    clip.write_bytes(sound[:400])
-    times = clip.stat().st_mtime_ns
-    assert stage("extract_images", root).returncode == 3
+    shutil.copytree(uninterrupted, root)
+    clip, journal = root / "dfdc_train_part_0/1.mp4", journal_of(root, "extract_images")
+    content, times = clip.read_bytes(), clip.stat().st_mtime_ns
+    clip.write_bytes(content[:400])
+    assert run_stage("extract_images", root).returncode == 3
     assert records(root, "images")["1"]["status"] == "unreadable"
-    assert stage("extract_images", root).returncode == 3  # known to be bad: not tried again
-    assert finished_lines(root, "extract_images") == 2 * PAIRS
-    assert stage("extract_images", root, "--retry-failed").returncode == 3
-    assert finished_lines(root, "extract_images") == 2 * PAIRS + 1
-    assert json.loads((root / "progress/images.jsonl").read_text().splitlines()[-1])["clip"] == "1"
-    clip.write_bytes(sound)
+    assert not (root / "images/1").exists()
+    assert run_stage("extract_images", root).returncode == 3  # still failed, but not tried again
+    assert finished_clips(root, "extract_images") == 2 * PAIRS
+    assert run_stage("extract_images", root, "--retry-failed").returncode == 3
+    assert finished_clips(root, "extract_images") == 2 * PAIRS + 1
+    assert json.loads(journal.read_text().splitlines()[-1])["clip"] == "1"
+    clip.write_bytes(content)
     os.utime(clip, ns=(times, times))
-    assert stage("extract_images", root).returncode == 0  # another file now
-    assert {name: digest for name, digest in tree(root).items() if name.startswith("images")} == {
-        name: digest for name, digest in tree(untouched).items() if name.startswith("images")
-    }
+    assert run_stage("extract_images", root).returncode == 0  # the clip has changed, so it is tried again
+    assert file_hashes(root) == file_hashes(uninterrupted)
     stamp = (root / "images/0").stat().st_mtime_ns
-    assert stage("extract_images", root, "--overwrite").returncode == 0
+    assert run_stage("extract_images", root, "--overwrite").returncode == 0
     assert (root / "images/0").stat().st_mtime_ns > stamp
     assert len(records(root, "images")) == 2 * PAIRS

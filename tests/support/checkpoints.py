@@ -1,4 +1,4 @@
-"""A recipe for test checkpoints, and an object that would run code when it is unpickled."""
+"""What tests of checkpoints share: a recipe, and an object that runs code when it is unpickled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ LITE0 = Recipe(
 
 
 class Payload:
+    """Create the file `target` when unpickled."""
+
     def __init__(self, target: Path):
         self.target = target
 

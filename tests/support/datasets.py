@@ -1,4 +1,4 @@
-"""Small datasets of real clips, and the stages as a user runs them."""
+"""Small datasets of real clips, and the stages run as a user runs them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,24 @@ def fake_of(original: str) -> dict[str, str]:
     return {"label": "FAKE", "split": "train", "original": original}
 
 
-def command(name: str, root: Path, *options: str | Path) -> list[str]:
+def write_part(root: Path, number: int, metadata: Mapping[str, Any]) -> Path:
+    """Make the folder of a DFDC part with its metadata.json and return it."""
+    folder = root / f"dfdc_train_part_{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def stage_command(name: str, root: Path, *options: str | Path) -> list[str]:
     return [sys.executable, str(ROOT / "preprocessing" / f"{name}.py"), "--root-dir", str(root), *map(str, options)]
 
 
-def stage(name: str, root: Path, *options: str | Path, **keywords: Any) -> subprocess.CompletedProcess:
-    return subprocess.run(command(name, root, *options), capture_output=True, text=True, timeout=600, **keywords)
+def run_stage(name: str, root: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(stage_command(name, root, *options), capture_output=True, text=True, timeout=600)
 
 
-def preprocess(root: Path, *options: str | Path) -> subprocess.CompletedProcess:
+def preprocess(root: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run preprocess_data.sh."""
     return subprocess.run(
         [str(ROOT / "preprocess_data.sh"), str(root), *map(str, options)],
         capture_output=True,
@@ -44,41 +53,38 @@ def preprocess(root: Path, *options: str | Path) -> subprocess.CompletedProcess:
     )
 
 
-def part(root: Path, number: int, metadata: Mapping[str, Any]) -> Path:
-    """A part's folder with its metadata.json."""
-    folder = root / f"dfdc_train_part_{number}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metadata.json").write_text(json.dumps(metadata))
-    return folder
-
-
-def records(root: Path, name: str) -> dict[str, dict]:
-    """What the journal of an output folder says of each clip."""
-    lines = (root / "progress" / f"{name}.jsonl").read_text().splitlines()[1:]
+def records(root: Path, output: str) -> dict[str, dict]:
+    """Return the last record of each clip in the journal of an output folder."""
+    lines = (root / "progress" / f"{output}.jsonl").read_text().splitlines()[1:]
     return {line["clip"]: line["record"] for line in map(json.loads, lines)}
 
 
-def tree(root: Path) -> dict[str, str]:
-    """The hash of every file of a dataset, but of the journals, which tell the time taken."""
+def statuses(root: Path, output: str) -> dict[str, str]:
+    """Return the recorded status of each clip."""
+    return {clip: record["status"] for clip, record in records(root, output).items()}
+
+
+def file_hashes(root: Path) -> dict[str, str]:
+    """Return the hash of every file of a dataset, except the journals, which hold processing times."""
     files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "progress")
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
-def portrait(frames: int, width: int = 480, height: int = 360) -> list[np.ndarray]:
-    """A face in each frame."""
+def portrait_frames(frames: int, width: int = 480, height: int = 360) -> list[np.ndarray]:
+    """Return frames with one face each."""
     return list(sample_clips.moving(astronaut(), frames, width, height, min(width, height) / 400))
 
 
-def swapped(frames: list[np.ndarray]) -> list[np.ndarray]:
-    """The same frames with something else where the mouth is."""
+def fake_frames(frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Return frames in which the mouth is replaced by another part of the frame."""
     mouth = np.zeros(frames[0].shape[:2], np.uint8)
     height, width = mouth.shape
     cv2.ellipse(mouth, (round(width * 0.47), round(height * 0.22)), (width // 24, height // 30), 0, 0, 360, 255, -1)
     return [np.where(mouth[..., None] > 0, np.rot90(frame, 2), frame) for frame in frames]
 
 
-def crowd(frames: int) -> Iterator[np.ndarray]:
-    """Three faces in 800 x 400; the left one shrinks, the middle one grows until it is the larger."""
+def three_faces(frames: int) -> Iterator[np.ndarray]:
+    """Yield 800 x 400 frames with three faces. The left one shrinks; the middle one grows until it is the larger."""
     face = astronaut()[:300, 80:380]
     for progress in np.linspace(0, 1, frames):
         canvas = np.full((400, 800, 3), 90, np.uint8)

@@ -1,4 +1,4 @@
-"""A small dataset of face crops as preprocessing leaves it, drawn from one portrait; and training as a user runs it."""
+"""A small preprocessed dataset, made from one portrait, and training as a user runs it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from preprocessing.images import encode_image
 from preprocessing.layout import FOLDS_COLUMNS, crop_name
 
 ROOT = Path(__file__).parents[2]
+TRAIN_CLASSIFIER = ROOT / "training/pipelines/train_classifier.py"
+KILLED_TRAINING = ROOT / "tests/support/killed_training.py"
 FOLDS, PAIRS, FRAMES = 3, 6, (0, 10, 20)
-# The five landmarks in the picture: left eye, right eye, nose, left and right corner of the mouth, (x, y).
+# (x, y) of the landmarks in the portrait: left eye, right eye, nose, left and right mouth corner.
 LANDMARKS = np.array([[203, 108], [248, 110], [224, 138], [208, 155], [244, 157]])
 NETWORK = "DeepFakeClassifier_tf_efficientnet_lite0_0"
 
 
 def make_dataset(root: Path, folds: int = FOLDS, pairs: int = PAIRS, frames: Iterable[int] = FRAMES) -> Path:
-    """`pairs` reals and as many fakes a fold: crops, landmarks, diffs, folds.csv. Ids are numbers, as in other sets."""
+    """Write crops, landmarks, masks and folds.csv with `pairs` real and `pairs` fake videos per fold."""
     random = np.random.default_rng(0)
     rows = []
     for number in range(folds * pairs):
@@ -57,7 +59,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def portrait(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A face somewhere in a crop of some size in some light, and its landmarks in it."""
+    """A crop with a face at a random position, size and brightness, and its landmarks."""
     left, top = random.integers(150, 170), random.integers(40, 60)
     width, height = random.integers(125, 140), random.integers(145, 165)
     scale = random.uniform(0.6, 0.9)
@@ -67,7 +69,7 @@ def portrait(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def swapped_mouth(face: np.ndarray, landmarks: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The face with something else where its mouth was."""
+    """The face with another part of it in the place of the mouth."""
     middle = landmarks[3:].mean(axis=0)
     width = landmarks[4, 0] - landmarks[3, 0]
     inside = np.zeros(face.shape[:2], np.uint8)
@@ -77,7 +79,7 @@ def swapped_mouth(face: np.ndarray, landmarks: np.ndarray, random: np.random.Gen
 
 
 def config(root: Path, **changes: Any) -> Path:
-    """The smallest configuration, with the published keys and some of ours, as a file."""
+    """Write tiny.json, a configuration that trains in seconds. `changes`: `section__key` with its value."""
     values = {
         "network": "DeepFakeClassifier",
         "encoder": "tf_efficientnet_lite0",
@@ -104,20 +106,27 @@ def config(root: Path, **changes: Any) -> Path:
 
 
 def arguments(root: Path, *options: str | Path) -> list[str]:
-    """Of the training program, for a dataset of `make_dataset`; outputs go to root/weights and root/logs."""
+    """Arguments of train_classifier.py for a dataset of `make_dataset`. Outputs go to root/weights and root/logs."""
     folders = ("--data-dir", root, "--output-dir", root / "weights", "--logdir", root / "logs")
     return list(map(str, ("--config", root / "tiny.json", *folders, "--device", "cpu", "--workers", 1, *options)))
 
 
-def command(root: Path, *options: str | Path, processes: int = 0) -> list[str]:
+def command(root: Path, *options: str | Path, processes: int = 0, kill_at: int | None = None) -> list[str]:
+    """The command that trains; with `kill_at`, the last process is killed at this training step."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
-    script = str(ROOT / "training/pipelines/train_classifier.py")
-    return [sys.executable, *launch, script, *arguments(root, *options)]
+    kill = [] if kill_at is None else [str(KILLED_TRAINING), str(kill_at)]
+    return [sys.executable, *launch, *kill, str(TRAIN_CLASSIFIER), *arguments(root, *options)]
 
 
-def train(root: Path, *options: str | Path, processes: int = 0) -> subprocess.CompletedProcess:
+def train(
+    root: Path, *options: str | Path, processes: int = 0, kill_at: int | None = None
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(root, *options, processes=processes), capture_output=True, text=True, timeout=600, env=environment()
+        command(root, *options, processes=processes, kill_at=kill_at),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment(),
     )
 
 
@@ -126,4 +135,5 @@ def environment() -> dict[str, str]:
 
 
 def log(root: Path, name: str = NETWORK) -> list[dict[str, Any]]:
+    """The metrics of each epoch of a run."""
     return [json.loads(line) for line in (root / "logs" / f"{name}.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""One process of several fails while the others wait for it: run by torchrun from tests/test_distributed.py."""
+"""Two processes of which one fails while the other waits for it. test_distributed.py runs this with torchrun."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def main(_: argparse.Namespace) -> int:
     with init_distributed("cpu") as dist:
         dist.all_reduce(torch.ones(1))
         if dist.rank == 1:
-            raise UserError("the disk of this one is full")
+            raise UserError("rank 1 fails")
         dist.all_reduce(torch.ones(1))
-    return 0
+    return cli.OK
 
 
 if __name__ == "__main__":

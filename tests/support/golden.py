@@ -1,4 +1,4 @@
-"""State dicts and inputs that everybody can make again, to compare networks by their logits."""
+"""Reproducible weights and inputs, to compare networks by their logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def fill(network: nn.Module) -> nn.Module:
-    """Fill a network in place from generators seeded by its state dict's keys; fixed SRM kernels are kept."""
+    """Fill a network in place with random weights seeded by their names, and switch it to evaluation mode.
+
+    The fixed SRM kernels are kept.
+    """
     state = network.state_dict()
     for key, value in state.items():
         if "srm_conv" not in key:
@@ -23,26 +26,26 @@ def fill(network: nn.Module) -> nn.Module:
 
 
 def _values(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    random = np.random.default_rng(zlib.crc32(key.encode()))
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
     name = key.rsplit(".", 1)[-1]
     if name == "num_batches_tracked":
         return np.zeros(shape)
     if name == "running_mean":
-        return 0.1 * random.standard_normal(shape)
+        return 0.1 * rng.standard_normal(shape)
     if name == "running_var":
-        return random.uniform(0.8, 1.25, shape)
+        return rng.uniform(0.8, 1.25, shape)
     if len(shape) == 4:
-        return random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        return rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
     if len(shape) == 2:
-        return random.standard_normal(shape) * np.sqrt(1 / shape[1])
+        return rng.standard_normal(shape) * np.sqrt(1 / shape[1])
     if name == "weight":
-        # The factor keeps deep random networks out of chaos.
-        return random.uniform(0.7, 1.3, shape) * (0.56 if ".bn3." in key else 1)
-    return 0.1 * random.standard_normal(shape)
+        # The factor keeps the activations of deep networks in range.
+        return rng.uniform(0.7, 1.3, shape) * (0.56 if ".bn3." in key else 1)
+    return 0.1 * rng.standard_normal(shape)
 
 
 def crops(padding: int = 0) -> torch.Tensor:
-    """Three normalized 380 x 380 crops of scikit-image's astronaut, (3, 3, 380, 380), zero-padded right and below."""
+    """Return three normalized 380 x 380 crops of a portrait, (3, 3, height, width), zero-padded right and below."""
     image = astronaut()
     corners = ((0, 0), (30, 66), (100, 132))
     images = np.stack([image[y : y + 380, x : x + 380] for y, x in corners]) / 255

@@ -1,8 +1,9 @@
-"""The augmentations against what albumentations 1.0.0 did, restated in NumPy, and their distributions."""
+"""Augmentations: results and distributions equal those of albumentations 1.0.0, restated in NumPy."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -20,16 +21,19 @@ GRAY = np.full((64, 64, 3), 128, np.uint8)
 
 
 def only(size: int = 64, **on: Any) -> Augmentation:
+    """An augmentation with all transforms off, except resizing and those that are given."""
     return Augmentation(size, AugmentationConfig(**{**OFF, **on}))
 
 
-def draws(augmentation: Augmentation, image: np.ndarray, count: int, mask: np.ndarray | None = None):
+def samples(
+    augmentation: Augmentation, image: np.ndarray, count: int, mask: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     for number in range(count):
         yield augmentation(image, mask, np.random.SeedSequence((1, number)))
 
 
 def parameters(transform: Any, count: int, **data: Any) -> list[dict[str, Any]]:
-    """What a transform draws."""
+    """Random parameters of a transform."""
     transform.set_random_state(np.random.default_rng(0), random.Random(0))
     data = {"image": GRAY, **data}
     shape = {"shape": data["image"].shape}
@@ -37,19 +41,18 @@ def parameters(transform: Any, count: int, **data: Any) -> list[dict[str, Any]]:
 
 
 def transform(name: str) -> Any:
-    """One of the pipeline's, by the name of its class."""
+    """A transform of the pipeline by the name of its class."""
     pipeline = albu.build_pipeline(64, AugmentationConfig())
-    inside = [inner for outer in pipeline.transforms for inner in getattr(outer, "transforms", [outer])]
-    return next(found for found in inside if type(found).__name__ == name)
+    transforms = [inner for outer in pipeline.transforms for inner in getattr(outer, "transforms", [outer])]
+    return next(found for found in transforms if type(found).__name__ == name)
 
 
-def uniform(values: list[float], low: float, high: float) -> bool:
-    """Whether values may be uniform between two limits (a Kolmogorov-Smirnov test at 0.1 %)."""
+def is_uniform(values: list[float], low: float, high: float) -> bool:
+    """Whether values may be uniformly distributed (Kolmogorov-Smirnov test at 0.1 %)."""
     return kstest(np.array(values), "uniform", (low, high - low)).pvalue > 0.001
 
 
-def test_order() -> None:
-    """The winning solution's description."""
+def test_order_and_probabilities_of_the_winning_solution() -> None:
     names = [type(t).__name__ for t in albu.build_pipeline(380, AugmentationConfig()).transforms]
     assert names == [
         "ImageCompression",
@@ -68,40 +71,40 @@ def test_order() -> None:
 
 
 def test_noise_variance_is_uniform() -> None:
-    variances = [np.var(image.astype(float)) for image, _ in draws(only(noise_p=1), GRAY, 1500)]
-    assert uniform(variances, 10, 50)  # today's draws the deviation: more small variances
+    variances = [np.var(image.astype(float)) for image, _ in samples(only(noise_p=1), GRAY, 1500)]
+    assert is_uniform(variances, 10, 50)
 
 
-def test_jpeg_quality() -> None:
-    qualities = np.array([drawn["quality"] for drawn in parameters(transform("ImageCompression"), 8000)])
+def test_jpeg_quality_is_uniform() -> None:
+    qualities = np.array([values["quality"] for values in parameters(transform("ImageCompression"), 8000)])
     counts = np.bincount(qualities, minlength=101)[60:]
     assert qualities.min() == 60
     assert qualities.max() == 100
     assert np.abs(counts - 8000 / 41).max() < 5 * (8000 / 41) ** 0.5
 
 
-def test_blur_is_that_of_opencv_for_three_pixels() -> None:
+def test_blur_equals_opencv_with_three_pixels() -> None:
     image = astronaut()[:64, 200:264]
-    (blurred, _), *_ = draws(only(blur_p=1), image, 1)
+    (blurred, _), *_ = samples(only(blur_p=1), image, 1)
     expected = cv2.GaussianBlur(image, (3, 3), 0)
     assert np.abs(blurred.astype(int) - expected).max() <= 1
 
 
-def test_brightness_and_contrast() -> None:
-    """image * alpha + beta * 255, alpha within 1 +- 0.2 and beta within +- 0.2."""
-    drawn = parameters(transform("RandomBrightnessContrast"), 2000)
-    assert uniform([d["alpha"] for d in drawn], 0.8, 1.2)
-    assert uniform([d["beta"] for d in drawn], -0.2 * 255, 0.2 * 255)
+def test_brightness_and_contrast_are_uniform() -> None:
+    """image * alpha + beta * 255, with alpha in 1 +- 0.2 and beta in +- 0.2."""
+    values = parameters(transform("RandomBrightnessContrast"), 2000)
+    assert is_uniform([value["alpha"] for value in values], 0.8, 1.2)
+    assert is_uniform([value["beta"] for value in values], -0.2 * 255, 0.2 * 255)
 
 
-def test_hue_saturation_value() -> None:
-    drawn = np.array([d["shifts"] for d in parameters(transform("HueSaturationValue"), 2000)])
-    for shifts, limit in zip(drawn.T, (20, 30, 20), strict=True):
-        assert uniform(shifts, -limit, limit)
+def test_hue_saturation_value_are_uniform() -> None:
+    values = np.array([value["shifts"] for value in parameters(transform("HueSaturationValue"), 2000)])
+    for shifts, limit in zip(values.T, (20, 30, 20), strict=True):
+        assert is_uniform(shifts, -limit, limit)
 
 
-def test_hue_saturation_value_as_in_1_0_0() -> None:
-    """Tables of the levels, cut off to bytes; black and gray are shifted too (today's spares them)."""
+def test_hue_saturation_value_equals_1_0_0() -> None:
+    """Black and gray pixels are shifted too, unlike in albumentations 2."""
     image = np.concatenate([astronaut()[:40, :60], np.zeros((5, 60, 3), np.uint8)])
     for shifts in ((13.7, -20.2, 5.5), (-17.1, 28.9, 12.3)):
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(float)
@@ -111,8 +114,8 @@ def test_hue_saturation_value_as_in_1_0_0() -> None:
         np.testing.assert_array_equal(albu.HueSaturationValue().apply(image, shifts), expected)
 
 
-def test_fancy_pca_as_in_1_0_0() -> None:
-    """One shift of all pixels by alpha times the eigenvalues, through the rows of the eigenvectors' matrix."""
+def test_fancy_pca_equals_1_0_0() -> None:
+    """All pixels are shifted by the strength times the eigenvalues times the transposed matrix of eigenvectors."""
     image = astronaut()[:90, 100:200]
     pixels = image.reshape(-1, 3) / 255
     values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
@@ -122,54 +125,54 @@ def test_fancy_pca_as_in_1_0_0() -> None:
         found = albu.FancyPCA(0.1).apply(image, strength).astype(int)
         assert np.abs(found - expected).max() <= 1
         assert np.abs(shift).max() > 0.5
-    strengths = [d["strength"] for d in parameters(transform("FancyPCA"), 3000)]
+    strengths = [value["strength"] for value in parameters(transform("FancyPCA"), 3000)]
     assert kstest(np.array(strengths) / 0.1, "norm").pvalue > 0.001
 
 
-def test_affine_ranges() -> None:
-    """Shift 0.1, one scale of 0.8 to 1.2 for both axes, rotation by 10 degrees; about the centre."""
-    drawn = parameters(transform("Affine"), 3000, image=np.zeros((400, 400, 3), np.uint8))
-    matrices = np.array([d["matrix"] for d in drawn])
+def test_affine_parameters_are_uniform() -> None:
+    """Shift up to 0.1, the same scale of 0.8 to 1.2 for both axes, rotation up to 10 degrees around the center."""
+    values = parameters(transform("Affine"), 3000, image=np.zeros((400, 400, 3), np.uint8))
+    matrices = np.array([value["matrix"] for value in values])
     scales = np.hypot(matrices[:, 0, 0], matrices[:, 0, 1])
     np.testing.assert_allclose(scales, np.hypot(matrices[:, 1, 0], matrices[:, 1, 1]))
-    assert uniform(scales, 0.8, 1.2)
-    assert uniform(np.degrees(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0])), -10, 10)
+    assert is_uniform(scales, 0.8, 1.2)
+    assert is_uniform(np.degrees(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0])), -10, 10)
     centers = matrices @ (199.5, 199.5, 1)
     for axis in (0, 1):
         shifts = centers[:, axis] - 199.5
         assert np.abs(shifts).max() <= 40
-        assert uniform(shifts + np.sign(shifts) * 0.5, -40.5, 40.5)  # whole pixels, cut off towards 0
+        assert is_uniform(shifts + np.sign(shifts) * 0.5, -40.5, 40.5)  # whole pixels, rounded toward 0
 
 
 @pytest.mark.parametrize(("name", "p"), [("flip_p", 0.5), ("gray_p", 0.2), ("affine_p", 0.5), ("jpeg_p", 0.5)])
 def test_probabilities(name: str, p: float) -> None:
     image = astronaut()[40:104, 180:244]
-    plain, _ = next(draws(only(), image, 1))
-    changed = [not np.array_equal(found, plain) for found, _ in draws(only(**{name: p}), image, 800)]
+    plain, _ = next(samples(only(), image, 1))
+    changed = [not np.array_equal(found, plain) for found, _ in samples(only(**{name: p}), image, 800)]
     assert np.mean(changed) == pytest.approx(p, abs=5 * (p * (1 - p) / 800) ** 0.5)
 
 
-def test_gray_and_flip() -> None:
+def test_gray_and_flip_equal_opencv_and_numpy() -> None:
     image = astronaut()[40:104, 180:244]
-    (gray, _), *_ = draws(only(gray_p=1), image, 1)
+    (gray, _), *_ = samples(only(gray_p=1), image, 1)
     np.testing.assert_array_equal(gray, np.dstack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)] * 3))
-    (flipped, _), *_ = draws(only(flip_p=1), image, 1)
+    (flipped, _), *_ = samples(only(flip_p=1), image, 1)
     np.testing.assert_array_equal(flipped, image[:, ::-1])
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 33), (33, 50), (200, 151), (151, 200), (64, 64), (1, 1)])
-def test_resize_and_pad(height: int, width: int) -> None:
-    """Fault 21: the three filters were the same. The longer side is the size, the rest is black, on both sides."""
+def test_resize_uses_three_interpolations_and_pads_both_sides(height: int, width: int) -> None:
+    """In the published code, all three choices were the same interpolation."""
     image = cv2.resize(astronaut()[40:104, 180:244], (width, height)) // 2 + 100
     mask = np.full((height, width), 200, np.uint8)
     longer = max(height, width)
     inner = (max(1, int(width * (64 / longer))), max(1, int(height * (64 / longer))))
-    filters = ((cv2.INTER_AREA, cv2.INTER_CUBIC), (cv2.INTER_AREA, cv2.INTER_LINEAR), (cv2.INTER_LINEAR,) * 2)
-    expected = {cv2.resize(image, inner, interpolation=f[longer < 64]).tobytes() for f in filters}
+    choices = ((cv2.INTER_AREA, cv2.INTER_CUBIC), (cv2.INTER_AREA, cv2.INTER_LINEAR), (cv2.INTER_LINEAR,) * 2)
+    expected = {cv2.resize(image, inner, interpolation=choice[longer < 64]).tobytes() for choice in choices}
     top, left = (64 - inner[1]) // 2, (64 - inner[0]) // 2
     inside = np.s_[top : top + inner[1], left : left + inner[0]]
     found = set()
-    for augmented, warped in draws(only(), image, 30, mask):
+    for augmented, warped in samples(only(), image, 30, mask):
         found.add(augmented[inside].tobytes())
         assert (warped[inside] == 200).all()
         augmented, warped = augmented.copy(), warped.copy()
@@ -179,26 +182,25 @@ def test_resize_and_pad(height: int, width: int) -> None:
     assert found == expected
 
 
-def test_masks_follow_the_image() -> None:
-    """Geometry moves both alike; masks keep their values."""
+def test_geometry_moves_image_and_mask_alike() -> None:
     image = np.zeros((80, 60, 3), np.uint8)
     image[20:40, 10:50] = 255
     mask = image[..., 0]
-    for augmented, warped in draws(only(affine_p=1, flip_p=0.5), image, 20, mask):
+    for augmented, warped in samples(only(affine_p=1, flip_p=0.5), image, 20, mask):
         assert set(np.unique(warped)) <= {0, 255}
         differs = (augmented[..., 0] > 127) != (warped > 127)
         assert differs.mean() < 0.03
         assert warped.any()
 
 
-def test_repeats_and_leaves_global_states_alone() -> None:
+def test_same_seeds_give_same_images_and_keep_global_random_state() -> None:
     image = astronaut()[:90, 100:200]
     augmentation = Augmentation(64)
     random.seed(1)
     np.random.seed(1)
     before = random.getstate(), np.random.get_state()[1].copy()
-    first = [image.copy() for image, _ in draws(augmentation, image, 12)]
-    again = [image for image, _ in draws(Augmentation(64), image, 12)]
+    first = [image.copy() for image, _ in samples(augmentation, image, 12)]
+    again = [image for image, _ in samples(Augmentation(64), image, 12)]
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({image.tobytes() for image in first}) == 12
     assert random.getstate() == before[0]

@@ -1,4 +1,4 @@
-"""The embedded model: what its card says of it, the crop that it sees, and how it is made anew."""
+"""The embedded model: its card, its crops, its calibration, and the script that retrains it."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from preprocessing.images import encode_image
 from preprocessing.video import Clip, sample_frames
 from tests.support import face_crops
 from training.datasets.folds import HALVES, half_of, read_folds, validation_rows
-from training.pipelines.calibrate import platt
-from training.pipelines.scoring import EvaluationError
+from training.pipelines.calibration import fit_platt
+from training.pipelines.submissions import EvaluationError
 from training.tools.checkpoint import load_network, read_checkpoint
 from training.tools.config import read_config
 
 DEFAULT = face_crops.ROOT / "weights/default_lite0.pt"
 CARD = face_crops.ROOT / "weights/MODEL_CARD.md"
 CONFIG = face_crops.ROOT / "configs/default_lite0.json"
-# The tight square around the portrait's face, by hand: from the middle of the forehead to the chin, ear to ear.
+# A tight square around the face of the portrait, measured by hand: mid-forehead to chin, ear to ear.
 LEFT, TOP, SIDE = 174, 79, 104
 
 
-def test_the_card_is_of_this_file() -> None:
+def test_card_has_the_hash_of_the_file() -> None:
     assert hashlib.sha256(DEFAULT.read_bytes()).hexdigest() in CARD.read_text()
     assert DEFAULT.stat().st_size < 25_000_000
 
 
-def test_the_card_has_the_figures() -> None:
-    """weights/metrics.json, as training/pipelines/evaluate.py wrote and printed them."""
-    figures = json.loads((DEFAULT.parent / "metrics.json").read_text())
-    card, bounds = CARD.read_text(), figures.pop("intervals")
-    assert f"\nvideos              {figures.pop('videos')}\n" in card
-    for name, value in figures.items():
-        low, high = bounds[name]
+def test_card_has_the_metrics() -> None:
+    """Those of weights/metrics.json, in the format in which evaluate.py prints them."""
+    metrics = json.loads((DEFAULT.parent / "metrics.json").read_text())
+    card, intervals = CARD.read_text(), metrics.pop("intervals")
+    assert f"\nvideos              {metrics.pop('videos')}\n" in card
+    for name, value in metrics.items():
+        low, high = intervals[name]
         assert f"\n{name:20}{value:.5f}  ({low:.5f} to {high:.5f})\n" in card
 
 
-def test_it_was_trained_by_the_configuration() -> None:
-    """And by what train_default.sh adds to it, to the last epoch."""
+def test_was_trained_with_the_configuration() -> None:
+    """To the last epoch, and with the options that train_default.sh adds."""
     config = read_config(CONFIG)
     assert load_network(DEFAULT)[1] == config.recipe(config.crop_spec())
     found = read_checkpoint(DEFAULT)["trained"]
@@ -60,24 +60,22 @@ def test_it_was_trained_by_the_configuration() -> None:
     assert others.items() <= found["settings"].items()
 
 
-def test_it_is_calibrated() -> None:
+def test_is_calibrated() -> None:
     found = read_checkpoint(DEFAULT)["calibration"]
     assert (found["data"], found["half"], found["crops"]) == ("fold 0", "calibration", 1204)
     assert 0.5 < found["temperature"] < 2
     assert abs(found["offset"]) < 1
 
 
-def test_the_crop_of_a_face_that_is_found(face_video: Path, tmp_path: Path) -> None:
-    """The crop rule gives such squares as the model was trained on; training's and inference's paths score them alike.
-
-    Squares cut by hand are not scored: where the model is not sure, some pixels decide.
-    """
+@pytest.mark.slow
+def test_crops_are_tight_and_score_alike_in_training_and_inference(face_video: Path, tmp_path: Path) -> None:
+    """The crop rule gives the tight squares that the model was trained on."""
     options = ("--test-dir", face_video, "--output", tmp_path / "out.csv", "--frames", 4, "--precision", "float32")
     done = run("predict_folder.py", *options, "--details", tmp_path / "out.jsonl")
     assert str(CARD) in done.stderr
     faces = json.loads((tmp_path / "out.jsonl").read_text())["faces"]
     assert len(faces) == 4
-    rule, rows, zoom = load_network(DEFAULT)[1].crop, [], 0.9  # the clip's: 360 of 400
+    rule, rows, zoom = load_network(DEFAULT)[1].crop, [], 0.9  # the zoom of the clip: 360 of 400 pixels
     for number, (frame, face) in enumerate(zip(sample_frames(Clip(face_video), 4), faces, strict=True)):
         window = rule.window(face["box"])
         corner = sample_clips.corners(astronaut(), 40, 480, 360, zoom)[frame.index] + np.array([LEFT, TOP]) * zoom
@@ -90,25 +88,26 @@ def test_the_crop_of_a_face_that_is_found(face_video: Path, tmp_path: Path) -> N
     assert [face["scores"]["default_lite0"] for face in faces] == pytest.approx(scores.tolist(), abs=1e-3)
 
 
-def test_temperature_and_offset_are_found_again() -> None:
-    """Labels drawn from the probabilities of logits that are then made three times too sure, and moved."""
+def test_fits_temperature_and_offset() -> None:
+    """Logits from which the labels were sampled are calibrated; scaled and shifted, they need the inverse."""
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, 20_000)
     fake = random.random(20_000) < expit(logits)
-    assert platt(3 * logits + 1, fake) == pytest.approx((3, 1), abs=0.15)
-    assert platt(logits / 2 - 1, fake) == pytest.approx((0.5, -1), abs=0.03)
+    assert fit_platt(3 * logits + 1, fake) == pytest.approx((3, 1), abs=0.15)
+    assert fit_platt(logits / 2 - 1, fake) == pytest.approx((0.5, -1), abs=0.03)
 
 
-def test_nothing_to_calibrate_by(caplog: pytest.LogCaptureFixture) -> None:
+def test_scores_that_cannot_be_calibrated(caplog: pytest.LogCaptureFixture) -> None:
+    """Perfect scores are kept, with a warning. Scores of one class, or worse than chance, are an error."""
     logits, fake = np.array([-1.0, -2.0, 3.0]), np.array([False, False, True])
-    assert platt(logits, fake) == platt(logits + 9, fake) == (1, 0)
-    assert "a threshold divides these 3 scores without a mistake" in caplog.text
-    for scores, labels in ((logits, ~fake), (logits, np.ones(3, bool)), (np.abs(logits), np.ones(3, bool))):
-        with pytest.raises(EvaluationError, match="scores of both classes are needed"):
-            platt(scores, labels)
+    assert fit_platt(logits, fake) == fit_platt(logits + 9, fake) == (1, 0)
+    assert "not calibrated" in caplog.text
+    for labels, option in ((~fake, "--checkpoint"), (np.ones(3, bool), "--fold"), (np.zeros(3, bool), "--fold")):
+        with pytest.raises(EvaluationError, match=option):
+            fit_platt(logits, labels)
 
 
-def test_halves_are_of_originals(tmp_path: Path) -> None:
+def test_halves_divide_originals_with_their_fakes(tmp_path: Path) -> None:
     rows = [(f"{n}_{k}" if k else str(n), "0_0.png", int(k > 0), n, 0, n % 2) for n in range(300) for k in range(3)]
     listed = read_folds(face_crops.write_folds(tmp_path, rows))
     halves = [set(validation_rows(listed, 0, half=half).tolist()) for half in HALVES]
@@ -121,8 +120,8 @@ def test_halves_are_of_originals(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made_anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train_default.sh, twice, with a small network's settings, in folders with blanks in their names."""
+def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train_default.sh, run twice with settings that train in seconds, in folders with spaces in their names."""
     root = face_crops.make_dataset(tmp_path_factory.mktemp("small data"))
     small = {"size": 64, "batches_per_epoch": 6, "optimizer.batch_size": 8, "optimizer.schedule.epochs": 2}
     small |= {"pretrained": DEFAULT, "optimizer.schedule.params.total_iters": 12, "ema": 0.5}
@@ -130,16 +129,17 @@ def made_anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     command = ["train_default.sh", root.name, f"{root.name}/out", *changes, "--device", "cpu", "--workers", 0]
     first = run(*command, cwd=root.parent)
-    assert "epoch 1/1" in first.stdout
+    assert "epoch 1 (2 of 2)" in first.stdout
     again = run(*command, cwd=root.parent)
     assert "all 2 epochs are done" in again.stderr
     assert again.stdout.splitlines() == [line for line in first.stdout.splitlines() if not line.startswith("epoch ")]
     return root
 
 
-def test_the_calibration_is_in_the_last_layer(made_anew: Path) -> None:
-    """Logits of the packed model are those of the trained one, moved and divided; in half of the bytes."""
-    trained, packed = made_anew / "out" / f"{face_crops.NETWORK}_last.pt", made_anew / "out/model.pt"
+@pytest.mark.slow
+def test_calibration_is_in_the_last_layer(retrained: Path) -> None:
+    """The calibrated checkpoint gives the logits of the trained one, shifted and scaled, with float16 weights."""
+    trained, packed = retrained / "out" / f"{face_crops.NETWORK}_last.pt", retrained / "out/model.pt"
     found = read_checkpoint(packed)["calibration"]
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
@@ -149,74 +149,98 @@ def test_the_calibration_is_in_the_last_layer(made_anew: Path) -> None:
     assert load_network(packed)[1] == load_network(trained)[1]
 
 
-def test_what_is_calibrated_needs_no_calibration(made_anew: Path, tmp_path: Path) -> None:
-    """But for what float16 rounds off, which was seen to move the temperature by 1.4 %."""
-    found = read_checkpoint(made_anew / "out/model.pt")["calibration"]
-    assert found["temperature"] != pytest.approx(1, rel=0.2)  # or this would show nothing
-    options = ("--checkpoint", made_anew / "out/model.pt", "--data-dir", made_anew, "--output", tmp_path / "again.pt")
+@pytest.mark.slow
+def test_calibrated_model_needs_no_calibration(retrained: Path, tmp_path: Path) -> None:
+    """Rounding to float16 changes the temperature by about 1 %."""
+    found = read_checkpoint(retrained / "out/model.pt")["calibration"]
+    assert found["temperature"] != pytest.approx(1, rel=0.2)  # otherwise this would test nothing
+    options = ("--checkpoint", retrained / "out/model.pt", "--data-dir", retrained, "--output", tmp_path / "again.pt")
     run("training/pipelines/calibrate.py", *options, "--workers", 0)
     again = read_checkpoint(tmp_path / "again.pt")["calibration"]
     assert (again["temperature"], again["offset"]) == pytest.approx((1, 0), abs=0.03)
 
 
-def test_calibrating_leaves_the_run_as_it_is(made_anew: Path) -> None:
-    last = made_anew / "out" / f"{face_crops.NETWORK}_last.pt"
-    before = last.read_bytes()
-    options = ("--checkpoint", last, "--data-dir", made_anew, "--output", last)
-    done = run("training/pipelines/calibrate.py", *options, expected=2)
-    assert "training goes on from this file" in done.stderr
-    assert last.read_bytes() == before
+def test_calibrate_does_not_overwrite_its_input(tmp_path: Path) -> None:
+    last = face_crops.write(tmp_path / "last.pt", b"a checkpoint")
+    done = run("training/pipelines/calibrate.py", "--checkpoint", last, "--output", last, expected=2)
+    assert f"error: --output {last}: " in done.stderr
+    assert last.read_bytes() == b"a checkpoint"
 
 
-def test_the_report_is_of_the_other_half(made_anew: Path, tmp_path: Path) -> None:
-    figures = json.loads((made_anew / "out/metrics.json").read_text())
-    scores = evaluate(tmp_path, "--checkpoint", made_anew / "out/model.pt", "--data-dir", made_anew)
+@pytest.mark.slow
+def test_report_is_measured_on_the_other_half(retrained: Path, tmp_path: Path) -> None:
+    metrics = json.loads((retrained / "out/metrics.json").read_text())
+    scores = evaluate(tmp_path, "--checkpoint", retrained / "out/model.pt", "--data-dir", retrained)
     assert len(scores) == 2 * face_crops.PAIRS
     reported = scores[scores["video"].str.split("_").str[0].map(half_of) == "report"]
-    assert figures["videos"] == len(reported) == 8
+    assert metrics["videos"] == len(reported) == 8
     right = np.where(reported["label"] == 1, reported["score"], 1 - reported["score"])
-    assert figures["log_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-4)
-    assert figures["accuracy"] == pytest.approx((right > 0.5).mean())
-    low, high = figures["intervals"]["log_loss"]
-    assert low < figures["log_loss"] < high
+    assert metrics["log_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-4)
+    assert metrics["accuracy"] == pytest.approx((right > 0.5).mean())
+    low, high = metrics["intervals"]["log_loss"]
+    assert low < metrics["log_loss"] < high
 
 
-def test_robustness_begins_with_the_report(made_anew: Path) -> None:
-    """Unchanged, the crops get the figures of the report; changed, others."""
-    options = ("--checkpoint", made_anew / "out/model.pt", "--data-dir", made_anew, "--workers", 0)
+def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
+    """AUC, log loss, fakes found and false alarms for each change of the crops; the first are of unchanged crops."""
+    options = ("--checkpoint", checkpoint, "--data-dir", root, "--workers", 0)
     command = [sys.executable, "-m", "benchmarks.robustness", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=face_crops.ROOT, check=True)
-    lines = done.stdout.splitlines()[1:]
-    figures = json.loads((made_anew / "out/metrics.json").read_text())
-    assert lines[0].startswith(f"{'as they are':24}{figures['auc']:7.3f}{figures['log_loss']:10.3f}")
-    losses = [float(line[31:41]) for line in lines]
-    assert len(losses) == 13
-    assert all(loss != losses[0] for loss in losses[4:])
+    return [line.split()[-4:] for line in done.stdout.splitlines()[1:]]
 
 
-def test_plots(made_anew: Path) -> None:
+@pytest.mark.slow
+def test_robustness_of_unchanged_crops_equals_the_report(retrained: Path) -> None:
+    auc, log_loss, *_ = robustness(retrained, retrained / "out/model.pt")[0]
+    metrics = json.loads((retrained / "out/metrics.json").read_text())
+    assert (auc, log_loss) == (f"{metrics['auc']:.3f}", f"{metrics['log_loss']:.3f}")
+
+
+@pytest.mark.slow
+def test_robustness_changes_what_it_says(tmp_path: Path) -> None:
+    """Resizing, moving and rotating does not change the scores of crops of a single gray; noise and darkness do."""
+    ids = [str(number) for number in range(20) if half_of(str(number)) == "report"][:4]
+    rows = []
+    for number in ids:
+        for video, label, level in ((number, 0, 200), (f"{number}_fake", 1, 130)):
+            face_crops.write(tmp_path / f"crops/{video}/0_0.png", encode_image(np.full((224, 224, 3), level, np.uint8)))
+            rows.append((video, "0_0.png", label, number, 0, 0))
+    face_crops.write_folds(tmp_path, rows)
+    losses = [float(line[1]) for line in robustness(tmp_path, DEFAULT)]
+    unchanged, _, _, _, half, quarter, noise, dark, gray, *moved = losses
+    assert len(moved) == 4
+    assert [half, quarter, gray, *moved] == pytest.approx([unchanged] * 7, abs=0.01)
+    assert abs(noise - unchanged) > 0.05
+    assert abs(dark - unchanged) > 0.05
+
+
+@pytest.mark.slow
+def test_plots_of_the_report(retrained: Path) -> None:
     for name in ("roc.png", "reliability.png"):
-        assert min(cv2.imread(str(made_anew / "out" / name)).shape[:2]) >= 500
+        assert min(cv2.imread(str(retrained / "out" / name)).shape[:2]) >= 500
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
         ((), "usage:"),
-        (("--help",), "usage:"),
-        (("data", "out", "-h"), "usage:"),
-        (("data", "--fold=1"), "--fold is the recipe's"),
-        (("data", "--preview", "x.png"), "--preview is the recipe's"),
-        (("data", "--set", "encoder=tf_efficientnet_b2_ns"), "encoder is the recipe's"),
-        (("data", "--output", "elsewhere"), "unrecognized arguments: --output"),  # no short form that is not seen
+        (("data", "--fold=1"), "--fold: "),
+        (("data", "--preview", "x.png"), "--preview: "),
+        (("data", "--set", "encoder=tf_efficientnet_b2_ns"), "encoder: "),
+        pytest.param(("data", "--output", "elsewhere"), "--output", id="abbreviated"),  # of --output-dir
     ],
 )
-def test_usage(arguments: tuple[str, ...], said: str) -> None:
-    assert said in run("train_default.sh", *arguments, expected=2).stderr
+def test_wrong_arguments_of_train_default(arguments: tuple[str, ...], named: str) -> None:
+    assert named in run("train_default.sh", *arguments, expected=2).stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("data", "out", "-h")])
+def test_help_of_train_default(arguments: tuple[str, ...]) -> None:
+    assert "usage:" in run("train_default.sh", *arguments).stdout
 
 
 def evaluate(folder: Path, *options: str | Path) -> pd.DataFrame:
-    """The scores that python training/pipelines/evaluate.py writes."""
+    """The scores of the videos that evaluate.py writes."""
     run("training/pipelines/evaluate.py", *options, "--predictions", folder / "scores.csv", "--workers", 0)
     return pd.read_csv(folder / "scores.csv", dtype={"video": str})
 

@@ -1,4 +1,4 @@
-"""Losses against their definitions in NumPy."""
+"""Losses equal their definitions in NumPy."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def crossentropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def loss_of(loss: BalancedLoss, logits=LOGITS, labels=LABELS, valid=None) -> float:
     logits, labels = torch.tensor(logits), torch.tensor(labels)
     valid = torch.ones(len(labels), dtype=torch.bool) if valid is None else torch.tensor(valid)
-    return loss(logits, labels, valid, loss.counts(labels, valid)).item()
+    return loss(logits, labels, valid, loss.class_counts(labels, valid)).item()
 
 
-def test_halves() -> None:
+def test_classes_weigh_the_same() -> None:
     losses = crossentropy(LOGITS, LABELS)
     expected = (losses[LABELS > 0.5].mean() + losses[LABELS < 0.5].mean()) / 2
     assert loss_of(BalancedLoss({"BinaryCrossentropy": 1})) == pytest.approx(expected, rel=1e-6)
 
 
-def test_focal_loss() -> None:
-    """Lin et al. (2017), with hard labels: -(1 - p_t)^2 log p_t."""
+def test_focal_loss_equals_the_paper() -> None:
+    """With labels of 0 and 1: -(1 - p_t)^2 log p_t."""
     labels = np.round(LABELS)
     p = 1 / (1 + np.exp(-LOGITS))
     right = np.where(labels > 0, p, 1 - p)
@@ -38,13 +38,13 @@ def test_focal_loss() -> None:
     np.testing.assert_allclose(focal_loss(torch.tensor(LOGITS), torch.tensor(labels)).numpy(), expected, rtol=1e-6)
 
 
-def test_weights() -> None:
+def test_losses_are_weighted() -> None:
     parts = [loss_of(BalancedLoss({name: 1})) for name in ("BinaryCrossentropy", "FocalLoss")]
     both = loss_of(BalancedLoss({"BinaryCrossentropy": 0.7, "FocalLoss": 3}))
     assert both == pytest.approx(0.7 * parts[0] + 3 * parts[1], rel=1e-6)
 
 
-def test_ohem() -> None:
+def test_ohem_keeps_the_hardest_of_each_class() -> None:
     losses = crossentropy(LOGITS, LABELS)
     hardest = [np.sort(losses[members])[-2:].mean() for members in (LABELS > 0.5, LABELS < 0.5)]
     assert loss_of(BalancedLoss({"BinaryCrossentropy": 1}, ohem_samples=2)) == pytest.approx(np.mean(hardest), rel=1e-6)
@@ -54,35 +54,35 @@ def test_ohem() -> None:
 
 @pytest.mark.parametrize("ohem", [None, 2])
 @pytest.mark.parametrize("label", [0.01, 0.99])
-def test_one_class(ohem: int | None, label: float) -> None:
-    """Fault 32: a batch of one class halved the loss; with OHEM and no fakes it raised."""
+def test_batch_of_one_class(ohem: int | None, label: float) -> None:
+    """In the published code, a batch of one class had half the loss, and OHEM failed without fakes."""
     losses = crossentropy(LOGITS, np.full(7, label))
     expected = np.sort(losses)[-2:].mean() if ohem else losses.mean()
     found = loss_of(BalancedLoss({"BinaryCrossentropy": 1}, ohem), labels=np.full(7, label))
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_nothing_that_counts() -> None:
+def test_no_valid_samples_give_zero_loss_and_gradient() -> None:
     logits = torch.zeros(3, requires_grad=True)
     labels, valid = torch.ones(3), torch.zeros(3, dtype=torch.bool)
     loss = BalancedLoss({"BinaryCrossentropy": 1})
-    total = loss(logits, labels, valid, loss.counts(labels, valid))
+    total = loss(logits, labels, valid, loss.class_counts(labels, valid))
     total.backward()
     assert total == 0
     assert torch.equal(logits.grad, torch.zeros(3))
 
 
-def test_invalid_samples_count_for_nothing() -> None:
+def test_invalid_samples_are_ignored() -> None:
     valid = np.array([True, False, True, True, False, True, True])
     expected = loss_of(BalancedLoss({"FocalLoss": 1}), LOGITS[valid], LABELS[valid])
     assert loss_of(BalancedLoss({"FocalLoss": 1}), valid=valid) == pytest.approx(expected, rel=1e-6)
 
 
-def test_parts_add_up_to_the_whole() -> None:
-    """However a batch is divided, also where a part has one class only: value and gradient are those of the whole."""
+def test_parts_add_up_to_the_whole_batch() -> None:
+    """Loss and gradient do not depend on how a batch is divided, even if a part has a single class."""
     loss = BalancedLoss({"BinaryCrossentropy": 1})
     labels, valid = torch.tensor(LABELS), torch.ones(7, dtype=torch.bool)
-    counts = loss.counts(labels, valid)
+    counts = loss.class_counts(labels, valid)
     whole = torch.tensor(LOGITS, requires_grad=True)
     loss(whole, labels, valid, counts).backward()
     divided = torch.tensor(LOGITS, requires_grad=True)
@@ -93,11 +93,11 @@ def test_parts_add_up_to_the_whole() -> None:
     torch.testing.assert_close(divided.grad, whole.grad)
 
 
-def test_mask_loss() -> None:
-    """Only where the mask is known; the mean over the pixels."""
-    random = np.random.default_rng(0)
-    drawn, masks = random.normal(size=(3, 1, 4, 5)), random.integers(0, 256, (3, 4, 5))
-    expected = 2 * crossentropy(drawn[:2, 0], masks[:2] / 255).mean()
+def test_mask_loss_is_the_mean_over_known_masks() -> None:
+    rng = np.random.default_rng(0)
+    mask_logits, masks = rng.normal(size=(3, 1, 4, 5)), rng.integers(0, 256, (3, 4, 5))
+    expected = 2 * crossentropy(mask_logits[:2, 0], masks[:2] / 255).mean()
     known = torch.tensor([True, True, False])
     loss = BalancedLoss({"BinaryCrossentropy": 1, "MaskBinaryCrossentropy": 2})
-    assert loss.of_mask(torch.tensor(drawn), torch.tensor(masks), known).item() == pytest.approx(expected, rel=1e-6)
+    found = loss.mask_loss(torch.tensor(mask_logits), torch.tensor(masks), known)
+    assert found.item() == pytest.approx(expected, rel=1e-6)

@@ -14,7 +14,7 @@ from training.tools.metrics import (
     mean_by_video,
     reliability,
 )
-from training.tools.plots import draw_reliability, draw_roc
+from training.tools.plots import plot_reliability, plot_roc
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.random(400) < 0.3
@@ -92,7 +92,7 @@ def test_reliability_by_hand() -> None:
 def test_the_interval_of_a_share() -> None:
     """Of 400 originals with one video each, 70 % right: the binomial's, by its normal approximation."""
     scores = np.where(np.arange(400) < 280, 0.9, 0.1)
-    low, high = intervals(scores, np.ones(400, bool), np.arange(400), draws=2000)["accuracy"]
+    low, high = bootstrap_intervals(scores, np.ones(400, bool), np.arange(400), draws=2000)["accuracy"]
     half = 1.96 * np.sqrt(0.7 * 0.3 / 400)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
 
@@ -100,34 +100,34 @@ def test_the_interval_of_a_share() -> None:
 def test_originals_are_drawn_with_all_their_fakes() -> None:
     """Ten videos of an original that are all right or all wrong say no more than one does."""
     right, originals = np.repeat(np.arange(40) < 28, 10), np.repeat(np.arange(40), 10)
-    low, high = intervals(np.where(right, 0.9, 0.1), np.ones(400, bool), originals, draws=1000)["accuracy"]
+    low, high = bootstrap_intervals(np.where(right, 0.9, 0.1), np.ones(400, bool), originals, draws=1000)["accuracy"]
     half = 1.96 * np.sqrt(0.7 * 0.3 / 40)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.03)
 
 
 def test_intervals_hold_the_figures() -> None:
-    figures, bounds = evaluate(SCORES, LABELS), intervals(SCORES, LABELS, np.arange(400), draws=200)
+    figures, bounds = evaluate(SCORES, LABELS), bootstrap_intervals(SCORES, LABELS, np.arange(400), draws=200)
     assert bounds.keys() == figures.keys() - {"videos"}
     for name in ("auc", "log_loss", "average_precision"):
         assert bounds[name][0] < figures[name] < bounds[name][1]
-    assert intervals(SCORES[LABELS], LABELS[LABELS], np.arange(LABELS.sum()), draws=20)["auc"] is None
+    assert bootstrap_intervals(SCORES[LABELS], LABELS[LABELS], np.arange(LABELS.sum()), draws=20)["auc"] is None
 
 
 def test_intervals_are_of_both_classes() -> None:
     """Of three reals and a fake at 0.02, every draw with a fake has a balanced loss of at least half of -log 0.02."""
     scores, labels = np.array([0.01, 0.01, 0.02, 0.02]), np.array([False, False, False, True])
-    low, high = intervals(scores, labels, np.arange(4), draws=300)["balanced_log_loss"]
+    low, high = bootstrap_intervals(scores, labels, np.arange(4), draws=300)["balanced_log_loss"]
     assert -np.log(0.02) / 2 < low <= high < -np.log(0.02) / 2 + 0.02
 
 
 def test_what_is_drawn() -> None:
     """The curves' areas and points by hand; of the threshold, the shares that its legend states."""
-    _, curve, threshold = draw_roc(SCORES, LABELS).axes[0].lines
+    _, curve, threshold = plot_roc(SCORES, LABELS).axes[0].lines
     assert np.trapezoid(*curve.get_data()[::-1]) == pytest.approx(evaluate(SCORES, LABELS)["auc"])
     fakes, reals = np.mean(SCORES[LABELS] > 0.5), np.mean(SCORES[~LABELS] > 0.5)
     assert np.ravel(threshold.get_data()) == pytest.approx([reals, fakes])
     assert threshold.get_label() == f"score above 0.5: {reals:.1%} of reals, {fakes:.1%} of fakes"
-    axes, below = draw_reliability(SCORES, LABELS).axes
+    axes, below = plot_reliability(SCORES, LABELS).axes
     means, shares, counts = reliability(SCORES, LABELS)
     assert np.stack(axes.lines[1].get_data()) == pytest.approx(np.stack([means, shares]))
     assert [bar.get_height() for bar in below.patches if bar.get_height()] == counts.tolist()

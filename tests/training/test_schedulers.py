@@ -54,22 +54,22 @@ def stepped(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]) -
 )
 def test_equals_pytorch(name: str, params: dict, reference: Callable) -> None:
     curve = SCHEDULES[name](**params)
-    assert [curve.rate(RATE, t) for t in range(STEPS)] == pytest.approx(stepped(reference), rel=1e-6, abs=1e-12)
+    assert [curve.lr(RATE, t) for t in range(STEPS)] == pytest.approx(stepped(reference), rel=1e-6, abs=1e-12)
 
 
 def test_poly_of_the_published_recipe() -> None:
     """0.01 (1 - t / 100500) ** 0.9 at the first, a middle and the last of 100000 steps, worked out by hand."""
     curve = SCHEDULES["poly"](max_iter=100500)
-    assert curve.rate(0.01, 0) == 0.01
-    assert curve.rate(0.01, 50250) == pytest.approx(0.01 * 0.5**0.9, rel=1e-12)
-    assert curve.rate(0.01, 99999) == pytest.approx(0.01 * math.exp(0.9 * math.log(501 / 100500)), rel=1e-9)
-    assert curve.rate(0.01, 200000) == 0  # the published one starts again from the top
+    assert curve.lr(0.01, 0) == 0.01
+    assert curve.lr(0.01, 50250) == pytest.approx(0.01 * 0.5**0.9, rel=1e-12)
+    assert curve.lr(0.01, 99999) == pytest.approx(0.01 * math.exp(0.9 * math.log(501 / 100500)), rel=1e-9)
+    assert curve.lr(0.01, 200000) == 0  # the published one starts again from the top
 
 
 def test_cosine() -> None:
     """PyTorch's cosine behind a warm-up of its own."""
     curve = SCHEDULES["cosine"](total_iters=50, warmup_iters=10)
-    rates = [curve.rate(RATE, t) for t in range(51)]
+    rates = [curve.lr(RATE, t) for t in range(51)]
     assert rates[:10] == pytest.approx([RATE * (t + 1) / 11 for t in range(10)])
     reference = stepped(lambda o: lr_scheduler.CosineAnnealingLR(o, 40))
     assert rates[10:] == pytest.approx(reference[:41], rel=1e-6, abs=1e-12)
@@ -79,6 +79,6 @@ def test_reading_a_rate_changes_nothing() -> None:
     """Fault 28: reading the published rate moved it on. Here any order of reading gives the same."""
     for name, params in (("poly", {"max_iter": 40}), ("cyclic", {"max_lr": 0.2}), ("step", {"step_size": 3})):
         curve = SCHEDULES[name](**params)
-        rates = [curve.rate(RATE, t) for t in range(STEPS)]
+        rates = [curve.lr(RATE, t) for t in range(STEPS)]
         order = random.Random(0).sample(range(STEPS), STEPS)
-        assert {t: curve.rate(RATE, t) for t in order} == dict(enumerate(rates))
+        assert {t: curve.lr(RATE, t) for t in order} == dict(enumerate(rates))

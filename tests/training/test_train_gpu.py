@@ -1,4 +1,4 @@
-"""Training on a GPU: mixed precision, nccl, torch.compile; the full B7 recipe for a step."""
+"""Training on a GPU: mixed precision, NCCL, torch.compile, and steps of the full B7 recipe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.train_step import make_learner, random_batch
 from tests.support import face_crops
 from tests.support.face_crops import NETWORK
+from tests.support.learners import make_learner, random_batch
 from training.pipelines.engine import train_step
 from training.tools.config import read_config
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
 @pytest.fixture
@@ -33,16 +33,15 @@ def root(tmp_path: Path) -> Path:
         (("--opt-level", "O0", "--set", "optimizer.accumulate=2"), 2),
     ],
 )
-def test_it_learns(root: Path, options: tuple, processes: int) -> None:
+def test_learns_to_tell_unseen_faces_apart(root: Path, options: tuple, processes: int) -> None:
     if processes > torch.cuda.device_count():
-        pytest.skip("nccl needs a GPU for each process")
+        pytest.skip("NCCL needs one GPU per process")
     finished = face_crops.train(root, "--device", "cuda", *options, processes=processes)
     assert finished.returncode == 0, finished.stderr
     assert min(line["bce"] for line in face_crops.log(root)) < 0.4
 
 
-def test_taken_up(root: Path) -> None:
-    """The scaler of float16 is restored too."""
+def test_resumes_with_the_state_of_the_gradient_scaler(root: Path) -> None:
     for epochs in (1, 2):
         finished = face_crops.train(root, "--device", "cuda", "--set", "fp16=true", "--epochs", epochs)
         assert finished.returncode == 0, finished.stderr
@@ -52,8 +51,8 @@ def test_taken_up(root: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_step_of_b7(dtype: str) -> None:
-    """Batch 12 at 380, as published: a finite loss that falls on one and the same batch."""
+def test_b7_fits_a_batch(dtype: str) -> None:
+    """Batch size 12 at 380 pixels, as published: the loss stays finite and decreases when a batch is repeated."""
     config = read_config(face_crops.ROOT / "configs/b7.json", {"pretrained": False, "amp_dtype": dtype})
     learner = make_learner(config, torch.device("cuda"))
     batch = random_batch(config)

@@ -1,1 +1,1 @@
-"""Crops of faces as training samples."""
+"""Face crops as training and validation samples."""

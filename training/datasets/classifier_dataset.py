@@ -1,7 +1,7 @@
-"""Crops as samples for a classifier: read, parts blacked out, augmented; or, for validation, only resized.
+"""Datasets of face crops: augmented samples for training, resized ones for validation.
 
-A sample is a function of its crop and of (seed, epoch, place in the epoch): it does not matter which process, of
-how many, makes it. Images leave as bytes; `Recipe.normalize` makes the network's input of them on its device.
+A training sample depends only on its crop, the seed, the epoch and its position in the epoch, not on the number of
+worker processes. Images are uint8; `Recipe.normalize` turns them into the network's input on the device.
 """
 
 from __future__ import annotations
@@ -20,94 +20,125 @@ from torch.utils.data import Dataset
 
 from preprocessing.crops import center_in_square, resize_longer_side
 from preprocessing.images import ImageError, read_image
+from preprocessing.layout import DIFFS, LANDMARKS, diff_name, landmarks_name
 from training.datasets.face_dropout import block_dropout, face_dropout
-from training.datasets.folds import Crops, Draw
+from training.datasets.folds import Crops, SampleIndex
+from training.options import PADDING_PART
 
-# A fake counts as changed if more than so many pixels of its mask are above this level.
+# A fake is unchanged if at most CHANGED_PIXELS pixels of its mask are above CHANGED_LEVEL.
 CHANGED_LEVEL, CHANGED_PIXELS = 20, 32
-# A broken image is replaced by another one, and that by another, up to so many times; then by a black one.
-REPLACEMENTS = 10
-DROPOUTS = ("face", "block", "none")
-# The margin of preprocessing's crops is one such part of the face.
-PADDING_PART = 3
+# Number of random crops to try in place of one that cannot be read, before a black image takes its place.
+MAX_REPLACEMENTS = 10
 
 
 class Batch(NamedTuple):
-    """`images` uint8 (n, size, size, 3), RGB; `labels` float32 (n,), 1 = fake; `rows` int64 (n,) of the crops' list.
+    """One or more samples.
 
-    `valid` bool (n,): whether a sample counts. `known` bool (n,): whether it is known what was
-    changed; `masks` uint8 (n, size, size): what, 0 where not known; None if not asked for. `broken`: messages of
-    the images that could not be read.
+    Attributes:
+        images: uint8 (n, size, size, 3), RGB.
+        labels: float32 (n,), 1 = fake; smoothed labels lie between 0 and 1.
+        rows: int64 (n,), rows of the list of crops.
+        valid: bool (n,), whether a sample counts in the loss.
+        mask_known: bool (n,), whether the sample's mask has been read. Real faces have a mask of zeros.
+        masks: uint8 (n, size, size), 0 = not manipulated or unknown; None if the dataset returns no masks.
+        broken: messages about crops that could not be read.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     valid: torch.Tensor
-    known: torch.Tensor
+    mask_known: torch.Tensor
     masks: torch.Tensor | None
     broken: list[str]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where crops are: `root`/`crops_dir`/VIDEO/FILE, with landmarks and diffs beside the folder of crops."""
+class CropSource:
+    """Reads crops and the landmarks and masks that belong to them.
+
+    Attributes:
+        root: DATA_ROOT.
+        crops_dir: folder of the crops, relative to `root`.
+        crops: list of the crops.
+    """
 
     root: Path
     crops_dir: Path
     crops: Crops
 
     def image(self, row: int) -> np.ndarray:
-        """RGB uint8 (height, width, 3), writable. Raises ImageError."""
+        """Read a crop as RGB uint8 (height, width, 3). Raises ImageError."""
         return read_image(self.root / self.crops_dir / self.crops.name(row))
 
     def mask(self, row: int, shape: tuple[int, int]) -> np.ndarray | None:
-        """What was changed: uint8 in the shape of the crop; 0 for a real. None where nobody knows."""
+        """Read the mask of manipulated pixels of a crop of this shape, or return None if a fake has none.
+
+        Returns:
+            uint8 (height, width); zeros for a real face.
+
+        Raises:
+            ImageError: the mask is damaged or has another shape.
+        """
         if not self.crops.fake[row]:
             return np.zeros(shape, np.uint8)
-        name = Path(self.crops.name(row))
-        path = self.root / "diffs" / name.with_name(f"{name.stem}_diff.png")
+        path = self.root / DIFFS / diff_name(self.crops.name(row))
         if not path.exists():
             return None
         mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if mask is None or mask.shape != shape:
-            raise ImageError(path, f"not an image of {shape[1]} x {shape[0]}; run generate_diffs.py --overwrite")
+            height, width = shape
+            raise ImageError(
+                path, f"not an image of {width} x {height} pixels. Run preprocessing/generate_diffs.py --overwrite"
+            )
         return mask
 
     def landmarks(self, row: int, shape: tuple[int, int]) -> np.ndarray | None:
-        """(5, 2), in pixels of a crop of this shape (height, width); those of the original. None if there are none."""
-        name = Path(self.crops.original_name(row))
-        path = self.root / "landmarks" / name.with_suffix(".npy")
+        """Read the landmarks (5, 2) of the original, in pixels of a crop of this shape; None if it has none.
+
+        Raises:
+            ImageError: the landmarks are damaged.
+        """
+        original = self.crops.original_name(row)
+        path = self.root / LANDMARKS / landmarks_name(original)
+        remedy = "Run preprocessing/generate_landmarks.py --overwrite"
         try:
             landmarks = np.load(path, allow_pickle=False)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError) as error:
-            raise ImageError(path, f"damaged ({error}); run generate_landmarks.py --overwrite") from None
+            raise ImageError(path, f"damaged ({error}). {remedy}") from None
         if landmarks.shape != (5, 2):
-            raise ImageError(path, f"holds {landmarks.shape}, not five points; run generate_landmarks.py --overwrite")
-        return landmarks * self._enlarged(name, shape) if self.crops.fake[row] else landmarks
+            raise ImageError(path, f"has shape {landmarks.shape} instead of (5, 2). {remedy}")
+        return landmarks * self._scale_from(original, shape) if self.crops.fake[row] else landmarks
 
-    def _enlarged(self, original: Path, shape: tuple[int, int]) -> np.ndarray:
-        """By what a fake's crop is wider and higher than its original's."""
+    def _scale_from(self, original: str, shape: tuple[int, int]) -> np.ndarray:
+        """Return (x, y) scale factors from the original's crop to a fake's crop of this shape."""
         try:
             with Image.open(self.root / self.crops_dir / original) as image:
                 return np.array(shape[::-1]) / image.size
-        except OSError:  # the original's crop is not needed for anything else
+        except OSError:  # assume the same size: nothing else of the original is needed
             return np.ones(2)
 
 
-class ClassifierDataset(Dataset):
-    """Training samples, by Draw; each is a Batch of one.
+class ClassifierDataset(Dataset[Batch]):
+    """Augmented training samples by SampleIndex. Each is a Batch of one.
 
-    `rows`: those that may take the place of a broken one. `augment`: (image, mask or None, seed) to the same in
-    the network's size. `masks`: whether samples have masks. `only_changed`: whether fakes in which nothing is
-    changed are not `valid`. The other parameters are those of the command line.
+    Args:
+        source: where the crops are.
+        rows: rows of the crops that may replace one that cannot be read.
+        augment: maps (image, mask or None, seed) to the augmented image and mask of the network's input size.
+        seed: seed of all random choices.
+        label_smoothing: distance of the labels from 0 and 1.
+        dropout: "face", "block" or "none", see `training.datasets.face_dropout`.
+        padding_part: cut the crops' margin down to 1/padding_part of the face.
+        only_changed: mark fakes without visible changes as not valid.
+        masks: return masks.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: CropSource,
         rows: np.ndarray,
         augment: Callable,
         seed: int,
@@ -121,80 +152,102 @@ class ClassifierDataset(Dataset):
         self.label_smoothing, self.dropout = label_smoothing, dropout
         self.padding_part, self.only_changed, self.masks = padding_part, only_changed, masks
         fake = source.crops.fake[rows]
-        self.classes = rows[~fake], rows[fake]
+        self.rows_by_class = rows[~fake], rows[fake]
 
-    def __getitem__(self, draw: Draw) -> Batch:
-        row, broken = draw.row, []
-        seed, *seeds = np.random.SeedSequence((self.seed, draw.epoch, draw.place)).spawn(3)
-        others = np.random.default_rng(seed)
-        while len(broken) <= REPLACEMENTS:
+    def __getitem__(self, index: SampleIndex) -> Batch:
+        """Return the sample, made from another crop of its class if its own cannot be read."""
+        seeds = np.random.SeedSequence((self.seed, index.epoch, index.position))
+        replacement_seed, dropout_seed, augment_seed = seeds.spawn(3)
+        replacement_rng = np.random.default_rng(replacement_seed)
+        row, broken = index.row, list[str]()
+        while len(broken) <= MAX_REPLACEMENTS:
             try:
-                return self._sample(row, seeds)._replace(broken=broken)
+                return self._sample(row, dropout_seed, augment_seed)._replace(broken=broken)
             except ImageError as error:
                 broken.append(str(error))
-                row = int(others.choice(self.classes[int(self.source.crops.fake[row])]))
-        black, _ = self.augment(np.zeros((1, 1, 3), np.uint8), None, seeds[1])
-        return _batch(row, black, 0.0, valid=False, masks=self.masks)._replace(broken=broken)
+                same_class = self.rows_by_class[int(self.source.crops.fake[row])]
+                row = int(replacement_rng.choice(same_class))
+        black, _ = self.augment(np.zeros((1, 1, 3), np.uint8), None, augment_seed)
+        return _to_batch(row, black, 0.0, valid=False, masks=self.masks)._replace(broken=broken)
 
-    def _sample(self, row: int, seeds: Sequence[np.random.SeedSequence]) -> Batch:
-        random = np.random.default_rng(seeds[0])
+    def _sample(self, row: int, dropout_seed: np.random.SeedSequence, augment_seed: np.random.SeedSequence) -> Batch:
+        """Make a sample from a crop. Raises ImageError."""
+        rng = np.random.default_rng(dropout_seed)
         fake = bool(self.source.crops.fake[row])
+        image, mask = self._read(row, rng)
+        valid = not (self.only_changed and fake and mask is not None and _is_unchanged(mask))
+        image, mask = self.augment(image, mask, augment_seed)
+        if self.dropout == "block":
+            black_out(block_dropout(image.shape[:2], fake, lambda: mask, rng), image, mask)
+        label = float(np.clip(float(fake), self.label_smoothing, 1 - self.label_smoothing))
+        return _to_batch(row, image, label, valid, mask, self.masks)
+
+    def _read(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read a crop and, if it is needed, its mask; apply face dropout and cut the margin."""
         image = self.source.image(row)
         shape = image.shape[:2]
+        # Face dropout needs the mask of few crops: read it when it is first used.
         read_mask = functools.cache(lambda: self.source.mask(row, shape))
-        black = None
+        region = None
         if self.dropout == "face":
-            black = face_dropout(shape, self.source.landmarks(row, shape), fake, read_mask, random)
+            landmarks = self.source.landmarks(row, shape)
+            region = face_dropout(shape, landmarks, bool(self.source.crops.fake[row]), read_mask, rng)
         mask = read_mask() if self.masks or self.only_changed or self.dropout == "block" else None
-        black_out(black, image, mask)
+        black_out(region, image, mask)
         window = padding_window(shape, self.padding_part)
-        image, mask = image[window], None if mask is None else mask[window]
-        unchanged = fake and mask is not None and np.count_nonzero(mask > CHANGED_LEVEL) <= CHANGED_PIXELS
-        image, mask = self.augment(image, mask, seeds[1])
-        if self.dropout == "block":
-            black_out(block_dropout(image.shape[:2], fake, lambda: mask, random), image, mask)
-        label = min(max(float(fake), self.label_smoothing), 1 - self.label_smoothing)
-        return _batch(row, image, label, not (self.only_changed and unchanged), mask, self.masks)
+        return image[window], None if mask is None else mask[window]
 
 
-class ValidationDataset(Dataset):
-    """Crops by row, resized as in inference; each is a Batch of one, or of none where the image is broken."""
+class ValidationDataset(Dataset[Batch]):
+    """Crops by row, resized as in inference. Each is a Batch of one, or an empty one if the crop cannot be read."""
 
-    def __init__(self, source: Source, size: int, padding_part: int = PADDING_PART):
+    def __init__(self, source: CropSource, size: int, padding_part: int = PADDING_PART):
         self.source, self.size, self.padding_part = source, size, padding_part
 
     def __getitem__(self, row: int) -> Batch:
         try:
             image = self.source.image(row)
         except ImageError as error:
-            one = _batch(row, np.zeros((self.size, self.size, 3), np.uint8), 0.0)
-            return Batch(*(field if field is None else field[:0] for field in one[:-1]), [str(error)])
+            return _empty_batch(self.size)._replace(broken=[str(error)])
         image = image[padding_window(image.shape[:2], self.padding_part)]
         square = center_in_square(resize_longer_side(image, self.size), self.size)
-        return _batch(row, square, float(self.source.crops.fake[row]))
+        return _to_batch(row, square, float(self.source.crops.fake[row]))
 
 
-def concatenate(batches: Sequence[Batch]) -> Batch:
-    """One batch of several (the DataLoader's collate_fn)."""
-    fields = list(zip(*batches, strict=True))
-    broken = [message for messages in fields[-1] for message in messages]
-    return Batch(*(None if parts[0] is None else torch.cat(parts) for parts in fields[:-1]), broken)
+def collate(batches: Sequence[Batch]) -> Batch:
+    """Concatenate batches (the DataLoader's collate_fn)."""
+    images, labels, rows, valid, mask_known, masks, broken = zip(*batches, strict=True)
+    return Batch(
+        images=torch.cat(images),
+        labels=torch.cat(labels),
+        rows=torch.cat(rows),
+        valid=torch.cat(valid),
+        mask_known=torch.cat(mask_known),
+        masks=None if masks[0] is None else torch.cat(masks),
+        broken=[message for messages in broken for message in messages],
+    )
 
 
-def black_out(black: np.ndarray | None, *images: np.ndarray | None) -> None:
-    """Set pixels to 0, in place."""
+def black_out(region: np.ndarray | None, *images: np.ndarray | None) -> None:
+    """Set the region's pixels to 0, in place. None stands for an empty region or a missing image."""
     for image in images:
-        if black is not None and image is not None:
-            image[black] = 0
+        if region is not None and image is not None:
+            image[region] = 0
 
 
 def padding_window(shape: tuple[int, int], part: int) -> tuple[slice, slice]:
-    """The part of a crop, whose margin is a third of the face, that has one `part`-th of it as margin."""
-    cuts = [side // 5 - 3 * side // (5 * part) for side in shape]
-    return tuple(slice(cut, side - cut) for cut, side in zip(cuts, shape, strict=True))
+    """Return the rows and columns of a crop that remain when its margin of 1/3 of the face is cut down to 1/`part`."""
+    height, width = shape
+    # The face is 3/5 of a crop, its margin 1/5 on each side.
+    top, left = (side // 5 - 3 * side // (5 * part) for side in shape)
+    return slice(top, height - top), slice(left, width - left)
 
 
-def _batch(
+def _is_unchanged(mask: np.ndarray) -> bool:
+    return bool(np.count_nonzero(mask > CHANGED_LEVEL) <= CHANGED_PIXELS)
+
+
+def _to_batch(
     row: int,
     image: np.ndarray,
     label: float,
@@ -202,14 +255,26 @@ def _batch(
     mask: np.ndarray | None = None,
     masks: bool = False,
 ) -> Batch:
-    if masks:
-        drawn = torch.from_numpy(np.zeros(image.shape[:2], np.uint8) if mask is None else mask)[None]
+    """Make a Batch of one. `masks`: whether it has masks; an unknown mask is then all zeros."""
+    stored_mask = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
     return Batch(
         images=torch.from_numpy(np.ascontiguousarray(image))[None],
         labels=torch.tensor([label]),
         rows=torch.tensor([row]),
-        valid=torch.tensor([bool(valid)]),
-        known=torch.tensor([mask is not None]),
-        masks=drawn if masks else None,
+        valid=torch.tensor([valid]),
+        mask_known=torch.tensor([mask is not None]),
+        masks=torch.from_numpy(stored_mask)[None] if masks else None,
+        broken=[],
+    )
+
+
+def _empty_batch(size: int) -> Batch:
+    return Batch(
+        images=torch.empty((0, size, size, 3), dtype=torch.uint8),
+        labels=torch.empty(0),
+        rows=torch.empty(0, dtype=torch.int64),
+        valid=torch.empty(0, dtype=torch.bool),
+        mask_known=torch.empty(0, dtype=torch.bool),
+        masks=None,
         broken=[],
     )

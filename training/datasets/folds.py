@@ -1,4 +1,4 @@
-"""The list of crops, folds.csv: what is trained on, what is validated on, and in which order."""
+"""The list of crops (folds.csv): which crops are trained on, which are validated on, and in which order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError
+from common.text import plural
 from preprocessing.layout import FOLDS_COLUMNS
+from training.options import HALVES
 
-# Of the validation videos, only frames with such numbers are looked at.
+# Validation uses only frames whose numbers are multiples of this.
 VALIDATION_STEP = 20
-# The originals of a fold in two halves: what is chosen and calibrated on one is reported on the other.
-HALVES = ("calibration", "report")
-# The ids of the 400 videos of DFDC's public test set.
+# Ids of the 400 videos of DFDC's public test set.
 PUBLIC_VIDEOS = Path(__file__).parents[2] / "configs/public_validation_videos.txt"
 
-REMEDY = "make it again with preprocessing/generate_folds.py"
+TEXT_COLUMNS, INTEGER_COLUMNS = ("video", "file", "original"), ("label", "frame", "fold")
+REMEDY = "Run preprocessing/generate_folds.py again"
 
 
 class FoldsError(UserError):
@@ -31,61 +32,66 @@ class FoldsError(UserError):
 
 @dataclass(frozen=True)
 class Crops:
-    """The rows of folds.csv, as arrays of one length. Names are kept once: `videos[video[row]]`.
+    """The rows of folds.csv as arrays of equal length.
 
-    `fake`: bool. `fold`: negative ones are official test sets, which are not trained on.
+    Names are stored once: the video of a row is `videos[video[row]]`.
+
+    Attributes:
+        videos: video ids.
+        files: file names.
+        video: int32 (n,), indices of the videos.
+        file: int32 (n,), indices of the file names.
+        original: int32 (n,), indices of the original videos; a real video is its own original.
+        fake: bool (n,).
+        frame: int32 (n,), frame numbers.
+        fold: int32 (n,). Negative folds are official test sets and never trained on.
+        digest: SHA-256 of the file.
     """
 
     videos: list[str]
     files: list[str]
     video: np.ndarray
     file: np.ndarray
-    original: np.ndarray  # numbers in `videos`; of a real video its own
+    original: np.ndarray
     fake: np.ndarray
     frame: np.ndarray
     fold: np.ndarray
-    digest: str  # of the file's content
+    digest: str
 
     def __len__(self) -> int:
         return len(self.fake)
 
     def name(self, row: int) -> str:
-        """The crop's file in the folder of crops."""
+        """Return the path of a crop, relative to the folder of the crops."""
         return f"{self.videos[self.video[row]]}/{self.files[self.file[row]]}"
 
     def original_name(self, row: int) -> str:
-        """The same crop of the original."""
+        """Return the path of the original's crop of the same face and frame."""
         return f"{self.videos[self.original[row]]}/{self.files[self.file[row]]}"
 
 
-class Draw(NamedTuple):
-    """A crop to be drawn as a sample: its row, and the epoch and the place in it that seed its augmentation."""
+class SampleIndex(NamedTuple):
+    """Index of a training sample.
+
+    Attributes:
+        row: row of the crop.
+        epoch: epoch of the sample.
+        position: position in the epoch; seeds the augmentation together with the epoch.
+    """
 
     row: int
     epoch: int
-    place: int
+    position: int
 
 
 def read_folds(path: Path) -> Crops:
-    """Raises FoldsError for a file that is not there or not such a list; ids are texts, also numeric ones."""
-    names = ("video", "file", "original")
-    try:
-        # As texts: the type "category" takes ids for numbers where all of them look so.
-        table = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, encoding="utf-8")
-    except OSError as error:
-        raise FoldsError(f"{path}: cannot be read ({error.strerror}); {REMEDY}, or name another --folds-csv") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise FoldsError(f"{path}: not a CSV file ({str(error).strip()}); {REMEDY}") from None
-    missing = [name for name in FOLDS_COLUMNS if name not in table]
-    if missing:
-        raise FoldsError(f"{path}: has no column {', '.join(missing)}; {REMEDY}")
-    if table.empty:
-        raise FoldsError(f"{path}: lists no crops; {REMEDY}")
-    for name in ("label", "frame", "fold"):
-        if not pd.api.types.is_integer_dtype(table[name]):
-            raise FoldsError(f"{path}: column {name} holds other things than whole numbers; {REMEDY}")
-    if not table["label"].isin((0, 1)).all():
-        raise FoldsError(f"{path}: labels are 0 (real) and 1 (fake), and nothing else; {REMEDY}")
+    """Read folds.csv. Ids are strings even if they look like numbers.
+
+    Raises:
+        FoldsError: the file cannot be read or is not a list of crops.
+    """
+    table = _read_table(path)
+    _check_table(path, table)
     ids, videos = pd.factorize(pd.concat([table["video"], table["original"]]))
     file, files = pd.factorize(table["file"])
     return Crops(
@@ -101,74 +107,132 @@ def read_folds(path: Path) -> Crops:
     )
 
 
-def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | None = None) -> np.ndarray:
-    """Every VALIDATION_STEP-th frame of the videos of a fold, or with `public` of DFDC's public test set.
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        # Not as categories: their values are parsed as numbers if all of them look like numbers.
+        types = dict.fromkeys(TEXT_COLUMNS, str)
+        return pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8")
+    except OSError as error:
+        raise FoldsError(f"{path}: cannot be read ({error.strerror}). {REMEDY}, or check --folds-csv") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise FoldsError(f"{path}: not a CSV file ({str(error).strip()}). {REMEDY}") from None
 
-    `half`: only originals in this half, and their fakes. Raises FoldsError where there are none.
+
+def _check_table(path: Path, table: pd.DataFrame) -> None:
+    missing = [name for name in FOLDS_COLUMNS if name not in table]
+    if missing:
+        raise FoldsError(f"{path}: missing columns: {', '.join(missing)}. {REMEDY}")
+    if table.empty:
+        raise FoldsError(f"{path}: lists no crops. {REMEDY}")
+    for name in INTEGER_COLUMNS:
+        if not pd.api.types.is_integer_dtype(table[name]):
+            raise FoldsError(f"{path}: column {name} has values that are not integers. {REMEDY}")
+    if not table["label"].isin((0, 1)).all():
+        raise FoldsError(f"{path}: column label has values other than 0 (real) and 1 (fake). {REMEDY}")
+
+
+def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | None = None) -> np.ndarray:
+    """Return the rows to validate on: every VALIDATION_STEP-th frame of the videos of a fold.
+
+    Args:
+        crops: list of the crops.
+        fold: fold to validate on.
+        public: validate on DFDC's public test set instead of the fold.
+        half: keep only originals of this half (one of HALVES) and their fakes.
+
+    Raises:
+        FoldsError: there are no such crops.
     """
-    rows = np.flatnonzero(_validated(crops, fold, public) & (crops.frame % VALIDATION_STEP == 0))
+    rows = np.flatnonzero(_is_validated(crops, fold, public) & (crops.frame % VALIDATION_STEP == 0))
     if half:
         rows = rows[[half_of(crops.videos[original]) == half for original in crops.original[rows]]]
     if not len(rows):
-        where = "the public validation videos" if public else f"fold {fold}"
-        where = f"the {half} half of {where}" if half else where
-        raise FoldsError(f"no crops to validate on: {where} has none; the list's folds are {_folds(crops)}, see --fold")
+        data = "public test set" if public else f"fold {fold}"
+        half_text = f", {half} half" if half else ""
+        raise FoldsError(f"{data}{half_text}: no crops to validate on. Choose another --fold ({_list_folds(crops)})")
     return rows
 
 
 def half_of(original: str) -> str:
-    """The half that an original video, by its id, is in, whatever others there are."""
+    """Return the half of an original video. It depends only on the video's id."""
     return HALVES[zlib.crc32(original.encode()) % 2]
 
 
 def training_rows(crops: Crops, fold: int, public: bool = False) -> np.ndarray:
-    """All crops of the other folds, without official test sets, and without originals that are validated on.
+    """Return the rows to train on: all other folds, without official test sets and originals that are validated on.
 
-    Raises FoldsError where there is not one of each class.
+    Args:
+        crops: list of the crops.
+        fold: fold that is held out.
+        public: whether the validation uses DFDC's public test set instead of the fold.
+
+    Raises:
+        FoldsError: a class has no crops.
     """
-    validated = _validated(crops, fold, public)
+    validated = _is_validated(crops, fold, public)
     leaking = np.isin(crops.original, np.unique(crops.original[validated]))
     rows = np.flatnonzero((crops.fold != fold) & (crops.fold >= 0) & ~validated & ~leaking)
     fakes = int(crops.fake[rows].sum())
     if not 0 < fakes < len(rows):
         raise FoldsError(
-            f"{len(rows) - fakes} real and {fakes} fake crops to train on, outside fold {fold}; both are needed. "
-            f"The list's folds are {_folds(crops)}: choose another --fold, or preprocess more videos"
+            f"fold {fold}: the other folds have {plural(len(rows) - fakes, 'real crop')} and "
+            f"{plural(fakes, 'fake crop')}, but training needs both. Choose another --fold ({_list_folds(crops)}) or "
+            "preprocess more videos"
         )
     return rows
 
 
-def _validated(crops: Crops, fold: int, public: bool) -> np.ndarray:
+def _is_validated(crops: Crops, fold: int, public: bool) -> np.ndarray:
     if not public:
         return crops.fold == fold
-    listed = set(PUBLIC_VIDEOS.read_text().split())
-    return np.isin(crops.video, [number for number, video in enumerate(crops.videos) if video in listed])
+    public_videos = set(PUBLIC_VIDEOS.read_text().split())
+    return np.isin(crops.video, [index for index, video in enumerate(crops.videos) if video in public_videos])
 
 
-def _folds(crops: Crops) -> str:
-    return ", ".join(map(str, np.unique(crops.fold)))
+def _list_folds(crops: Crops) -> str:
+    return f"the folds are {', '.join(map(str, np.unique(crops.fold)))}"
 
 
 def epoch_order(fake: np.ndarray, seed: int, epoch: int, oversample: bool = True) -> np.ndarray:
-    """An epoch's indices into `fake` (bool), in the order of training; a function of its arguments alone.
+    """Return an epoch's crops in training order. The result depends only on the arguments.
 
-    With `oversample` all reals and as many fakes, drawn without repetition; if there are fewer fakes, each occurs
-    as often as the others, or once more. Otherwise everything once.
+    Args:
+        fake: bool (n,), the labels of all training crops.
+        seed: seed of the run.
+        epoch: epoch, from 0.
+        oversample: use all reals and an equal number of random fakes without replacement; if there are fewer fakes
+            than reals, repeat all of them equally often and fill up with random ones. Otherwise use each crop once.
+
+    Returns:
+        Indices into `fake`, (2 * number of reals,) or (n,).
     """
-    random = np.random.default_rng((seed, epoch))
+    rng = np.random.default_rng((seed, epoch))
     if not oversample:
-        return random.permutation(len(fake))
+        return rng.permutation(len(fake))
     reals, fakes = np.flatnonzero(~fake), np.flatnonzero(fake)
-    times, rest = divmod(len(reals), len(fakes))
-    drawn = random.permutation(fakes)[:rest]
-    return random.permutation(np.concatenate([reals, np.tile(fakes, times), drawn]))
+    repeats, remainder = divmod(len(reals), len(fakes))
+    extra = rng.permutation(fakes)[:remainder]
+    return rng.permutation(np.concatenate([reals, np.tile(fakes, repeats), extra]))
 
 
-class EpochBatches:
-    """The batches of one process in an epoch, lists of Draw; `epoch` is to be set before each.
+class EpochBatchSampler:
+    """Batches of one process in one epoch. Set `epoch` before each epoch.
 
-    The batches of all processes together are those that a single process with `batch_size * processes` has.
-    The last ones, which are not full, are left out.
+    The batches of all processes together are those of a single process with batch size `batch_size * world_size`.
+    The last, incomplete batch is dropped.
+
+    Args:
+        rows: (n,), rows of the training crops.
+        fake: bool (n,), their labels.
+        batch_size: number of samples per batch and process.
+        max_batches: largest number of batches per epoch.
+        seed: seed of the run.
+        oversample: see `epoch_order`.
+        rank: rank of this process.
+        world_size: number of processes.
+
+    Raises:
+        FoldsError: an epoch has fewer crops than a batch.
     """
 
     def __init__(
@@ -176,28 +240,29 @@ class EpochBatches:
         rows: np.ndarray,
         fake: np.ndarray,
         batch_size: int,
-        limit: int,
+        max_batches: int,
         seed: int,
         oversample: bool = True,
         rank: int = 0,
-        processes: int = 1,
+        world_size: int = 1,
     ):
         self.rows, self.fake, self.seed, self.oversample = rows, fake, seed, oversample
-        self.rank, self.processes = rank, processes
-        self.together = batch_size * processes
+        self.rank, self.world_size = rank, world_size
+        self.global_batch_size = batch_size * world_size
         self.epoch = 0
-        total = len(rows) if not oversample else 2 * int((~fake).sum())
-        self.length = min(limit, total // self.together)
+        crops = 2 * int((~fake).sum()) if oversample else len(rows)
+        self.length = min(max_batches, crops // self.global_batch_size)
         if not self.length:
             raise FoldsError(
-                f"{total} crops an epoch are less than a batch of {self.together}; lower optimizer.batch_size"
+                f"optimizer.batch_size: a batch of {self.global_batch_size} is larger than an epoch of "
+                f"{plural(crops, 'crop')}. Lower it"
             )
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         order = epoch_order(self.fake, self.seed, self.epoch, self.oversample)
-        for first in range(0, self.length * self.together, self.together):
-            places = range(first + self.rank, first + self.together, self.processes)
-            yield [Draw(int(self.rows[order[place]]), self.epoch, place) for place in places]
+        for first in range(0, self.length * self.global_batch_size, self.global_batch_size):
+            positions = range(first + self.rank, first + self.global_batch_size, self.world_size)
+            yield [SampleIndex(int(self.rows[order[position]]), self.epoch, position) for position in positions]

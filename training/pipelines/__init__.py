@@ -1,1 +1,1 @@
-"""The programs: training and evaluation."""
+"""Training, evaluation and calibration: the entry points and what they are made of."""

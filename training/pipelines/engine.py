@@ -1,4 +1,4 @@
-"""An epoch of training, and an evaluation: plain functions of what they are given, which return figures."""
+"""Train one epoch, take one training step, score crops: functions of a Learner and its data."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -23,27 +25,41 @@ from training.datasets.folds import Crops
 from training.losses import BalancedLoss
 from training.tools.checkpoint import Recipe
 from training.tools.distributed import Distributed
+from training.zoo.classifiers import DeepFakeClassifier
 
-# So many broken images stop a run: a share of an epoch's, but a few are always forgiven.
-BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10
+# More broken images than this share of an epoch's images stop the run, but a few are always tolerated.
+MAX_BROKEN_SHARE, ALWAYS_TOLERATED = 0.01, 10
 
 log = logging.getLogger(__name__)
 
 
 class TrainingError(UserError):
-    """Training that cannot go on."""
+    """Training or scoring that cannot continue."""
 
 
 @dataclass
 class Learner:
-    """What is trained, and by what rule.
+    """A network and everything that trains it.
 
-    `network` holds the weights; `model` is the same for the forward pass, shared between the processes or compiled.
-    `mixed`: the format of mixed precision, None for float32. `rate`: the learning rate at a step or epoch.
+    Attributes:
+        network: holds the weights.
+        model: the same network for the forward pass, wrapped in DistributedDataParallel or compiled.
+        recipe: what a checkpoint says about the network and its input.
+        loss: the loss.
+        optimizer: the optimizer.
+        scaler: loss scaling for float16; disabled otherwise.
+        lr_at: returns the learning rate for (epoch, step), both counted from 0.
+        clip_norm: gradient clipping threshold (L2 norm).
+        accumulate: number of parts that a batch is divided into to save memory.
+        amp_dtype: dtype of mixed precision; None for float32.
+        dist: this process and its device.
+        memory_format: memory format of the network and its input.
+        ema: moving average of the weights, if used.
+        steps: number of optimizer steps so far.
     """
 
-    network: nn.Module
-    model: nn.Module
+    network: DeepFakeClassifier
+    model: Callable[[torch.Tensor], Any]
     recipe: Recipe
     loss: BalancedLoss
     optimizer: torch.optim.Optimizer
@@ -59,100 +75,135 @@ class Learner:
 
     @property
     def eval_network(self) -> nn.Module:
-        """The network to evaluate and to keep: the moving average, if there is one."""
+        """The network to validate and to save: the moving average if there is one."""
         return self.ema.module if self.ema else self.network
 
 
-def train_one_epoch(learner: Learner, batches: Collection[Batch], epoch: int, crops: Crops) -> dict[str, float | int]:
-    """One pass over the batches; `learner` is changed in place. The network's mode (frozen or not) is the caller's.
+class Step(NamedTuple):
+    """The result of a training step, over all processes.
 
-    Returns `train_loss` (mean over the batches, of all processes), `lr` (of the last step), `images_per_second` and
-    `broken` (of all processes), `seconds`.
+    Attributes:
+        loss: loss of the whole batch; if the gradient is not finite, the gradient's norm.
+        images: number of images.
+        broken: number of images that could not be read.
+    """
 
-    Raises TrainingError, in all processes at once, where a loss is not finite or too many images are broken.
+    loss: float
+    images: int
+    broken: int
+
+
+def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops: Crops) -> dict[str, float | int]:
+    """Train on all batches. The caller sets the network to training mode.
+
+    Args:
+        learner: is changed in place.
+        data_loader: batches of this process.
+        epoch: number of the epoch, counted from 0.
+        crops: names of the crops, for messages.
+
+    Returns:
+        `train_loss` (mean over the batches), `lr` (of the last step), `images_per_second`, `broken` (number of broken
+        images) and `seconds`; all but the last one over all processes.
+
+    Raises:
+        TrainingError: in all processes at once, if a loss is not finite or too many images are broken.
     """
     started = time.monotonic()
-    losses, seen, broken, rate = [], 0, 0, 0.0
-    first = learner.dist.is_main_process
-    bar = tqdm(batches, desc=f"epoch {epoch}", disable=None if first else True, leave=False, mininterval=1)
-    for number, batch in enumerate(bar):
-        rate = learner.lr_at(epoch, learner.steps)
-        loss, images, failed = train_step(learner, batch, rate)
+    losses: list[float] = []
+    images, broken, lr = 0, 0, 0.0
+    show = None if learner.dist.is_main_process else True
+    progress = tqdm(data_loader, desc=f"epoch {epoch}", disable=show, leave=False, mininterval=1)
+    for number, batch in enumerate(progress):
+        lr = learner.lr_at(epoch, learner.steps)
+        step = train_step(learner, batch, lr)
         for message in batch.broken:
-            log.warning("replaced by another: %s", message)
-        if not math.isfinite(loss):
-            names = [name for names in learner.dist.all_gather(_names(batch, crops)) for name in names]
+            log.warning("replaced by another image: %s", message)
+        if not math.isfinite(step.loss):
+            names = [crops.name(row) for rows in learner.dist.all_gather(batch.rows.tolist()) for row in rows]
             raise TrainingError(
-                f"the loss, or its gradient, is {loss} in epoch {epoch}, batch {number} ({abbreviate(names)}); lower the "
-                "learning rate, or leave float16 (--opt-level O0). The checkpoints are those of the epochs before"
+                f"epoch {epoch}, batch {number}: the loss or its gradient is {step.loss} ({abbreviate(names)}). Lower "
+                "the learning rate, or use --opt-level O0. The checkpoints of earlier epochs are intact"
             )
-        losses.append(loss)
-        seen, broken = seen + images, broken + failed
-        check_broken(broken, len(batches) * images)
-        bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", rate=f"{rate:.2e}", refresh=False)
+        losses.append(step.loss)
+        images += step.images
+        broken += step.broken
+        check_broken(broken, len(data_loader) * step.images)
+        progress.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", lr=f"{lr:.2e}", refresh=False)
     seconds = time.monotonic() - started
     return {
         "train_loss": float(np.mean(losses)),
-        "lr": rate,
-        "images_per_second": seen / seconds,
+        "lr": lr,
+        "images_per_second": images / seconds,
         "broken": broken,
         "seconds": seconds,
     }
 
 
-def train_step(learner: Learner, batch: Batch, rate: float) -> tuple[float, int, int]:
-    """One step of the optimizer, unless the loss or its gradient is not finite.
-
-    Returns the loss of the whole batch (or that gradient's norm), its images and its broken ones; of all processes.
-    """
-    dist, device = learner.dist, learner.dist.device
+def train_step(learner: Learner, batch: Batch, lr: float) -> Step:
+    """Take one optimizer step with the learning rate `lr`, unless the loss or its gradient is not finite."""
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate
-    images, labels, valid, known, masks = (
-        None if field is None else field.to(device, non_blocking=True)
-        for field in (batch.images, batch.labels, batch.valid, batch.known, batch.masks)
+        group["lr"] = lr
+    loss = _backward(learner, batch)
+    sums = torch.stack([loss, loss.new_tensor(len(batch.labels)), loss.new_tensor(len(batch.broken))])
+    total, images, broken = learner.dist.all_reduce(sums).tolist()
+    if math.isfinite(total):
+        norm = _update_weights(learner)
+        if not math.isfinite(norm) and not learner.scaler.is_enabled():
+            total = norm
+    return Step(total, round(images), round(broken))
+
+
+def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
+    """Compute the gradients of a batch part by part. Return this process' part of the loss, a scalar."""
+    dist, loss = learner.dist, learner.loss
+    images, labels, valid, known = (
+        field.to(dist.device, non_blocking=True)
+        for field in (batch.images, batch.labels, batch.valid, batch.mask_known)
     )
-    counts = dist.all_reduce(learner.loss.counts(labels, valid))
+    masks = None if batch.masks is None else batch.masks.to(dist.device, non_blocking=True)
+    counts = dist.all_reduce(loss.class_counts(labels, valid))
     size = len(labels) // learner.accumulate
     total = labels.new_zeros(())
     for first in range(0, len(labels), size):
         part = slice(first, first + size)
-        with _shared_gradients(learner.model, first + size >= len(labels)):
-            logits, drawn = forward(
+        with _sync_gradients(learner.model, last=first + size >= len(labels)):
+            logits, mask_logits = forward(
                 learner.model, learner.recipe, images[part], learner.amp_dtype, learner.memory_format
             )
-            # Gradients are averaged over the processes; what is wanted is the sum of their shares.
-            loss = learner.loss(logits, labels[part], valid[part], counts) * dist.world_size
-            if drawn is not None:
-                loss = loss + learner.loss.of_mask(drawn, masks[part], known[part]) / learner.accumulate
-            learner.scaler.scale(loss).backward()
-        total += loss.detach() / dist.world_size
-    figures = torch.stack([total, total.new_tensor(len(labels)), total.new_tensor(len(batch.broken))])
-    loss, seen, broken = dist.all_reduce(figures).tolist()
-    if math.isfinite(loss):
-        norm = _update(learner)
-        loss = loss if math.isfinite(norm) else norm
-    return loss, round(seen), round(broken)
+            # DistributedDataParallel averages gradients over the processes; this makes it the sum.
+            part_loss = loss(logits, labels[part], valid[part], counts) * dist.world_size
+            if mask_logits is not None and masks is not None:
+                part_loss = part_loss + loss.mask_loss(mask_logits, masks[part], known[part]) / learner.accumulate
+            learner.scaler.scale(part_loss).backward()
+        total += part_loss.detach() / dist.world_size
+    return total
 
 
 def forward(
-    model: nn.Module,
+    model: Callable[[torch.Tensor], Any],
     recipe: Recipe,
     images: torch.Tensor,
     amp_dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits (n,) of uint8 images (n, size, size, 3); and mask logits (n, 1, size, size), if the network draws them."""
+    """Run a network on uint8 images (n, size, size, 3).
+
+    Returns:
+        Logits (n,) and, from networks that predict a mask, mask logits (n, 1, size, size); all float32.
+    """
     with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
         output = model(recipe.normalize(images).contiguous(memory_format=memory_format))
-    logits, drawn = output if isinstance(output, tuple) else (output, None)
-    return logits[:, 0].float(), None if drawn is None else drawn.float()
+    logits, mask_logits = output if isinstance(output, tuple) else (output, None)
+    return logits[:, 0].float(), None if mask_logits is None else mask_logits.float()
 
 
 def check_broken(broken: int, images: int) -> None:
-    """Raises TrainingError where too many of an epoch's images could not be read."""
-    if broken > max(BROKEN_ALWAYS, BROKEN_SHARE * images):
-        raise TrainingError(f"{broken} of an epoch's {images} images cannot be read (named above); see --crops-dir")
+    """Raise TrainingError if too many of an epoch's images could not be read."""
+    if broken > max(ALWAYS_TOLERATED, MAX_BROKEN_SHARE * images):
+        raise TrainingError(
+            f"--crops-dir: {broken} of {images} images cannot be read. Repair them (they are listed above)"
+        )
 
 
 @torch.no_grad()
@@ -163,45 +214,54 @@ def score_crops(
     dist: Distributed,
     amp_dtype: torch.dtype | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (n,) of the crops in the batches of all processes, in all of them, and their probabilities (n,).
+    """Score the crops of all processes' batches. Every process gets all scores.
 
-    Raises TrainingError, in all processes at once, where scores are not finite or too many images are broken.
+    Args:
+        network: is set to evaluation mode.
+        recipe: the network's input.
+        batches: batches of this process.
+        dist: this process and its device.
+        amp_dtype: dtype of mixed precision; None for float32.
+
+    Returns:
+        Rows (n,) of the crops in the order they were scored, and their probabilities (n,) of being fake.
+
+    Raises:
+        TrainingError: in all processes at once, if a score is not finite or too many images are broken.
     """
     network.eval()
-    rows, scores, broken = [], [], []
-    bar = tqdm(batches, desc="validation", disable=None if dist.is_main_process else True, leave=False, mininterval=1)
-    for batch in bar:
-        broken += batch.broken
+    rows, scores = [np.zeros(0, int)], [np.zeros(0)]
+    broken = 0
+    show = None if dist.is_main_process else True
+    for batch in tqdm(batches, desc="validation", disable=show, leave=False, mininterval=1):
+        for message in batch.broken:
+            log.warning("left out: %s", message)
+        broken += len(batch.broken)
         if len(batch.rows):
             logits, _ = forward(network, recipe, batch.images.to(dist.device, non_blocking=True), amp_dtype)
-            scores.append(logits.cpu().double().sigmoid().numpy())
             rows.append(batch.rows.numpy())
-    for message in broken:
-        log.warning("left out: %s", message)
-    parts = dist.all_gather((np.concatenate([[], *rows]), np.concatenate([[], *scores]), len(broken)))
-    rows, scores, broken = zip(*parts, strict=True)
-    row, score = np.concatenate(rows).astype(int), np.concatenate(scores)
-    check_broken(sum(broken), sum(broken) + len(row))
-    if not len(row) or not np.isfinite(score).all():
-        raise TrainingError("no finite scores of the validation's crops; take an earlier checkpoint, or leave float16")
-    return row, score
+            scores.append(logits.cpu().double().sigmoid().numpy())
+    parts = dist.all_gather((np.concatenate(rows), np.concatenate(scores), broken))
+    all_rows, all_scores = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
+    all_broken = sum(part[2] for part in parts)
+    check_broken(all_broken, all_broken + len(all_rows))
+    if not len(all_rows) or not np.isfinite(all_scores).all():
+        raise TrainingError("validation: scores are not finite. Use an earlier checkpoint, or --opt-level O0")
+    return all_rows, all_scores
 
 
-def _names(batch: Batch, crops: Crops) -> list[str]:
-    return [crops.name(row) for row in batch.rows.tolist()]
+def _sync_gradients(model: Callable, last: bool) -> contextlib.AbstractContextManager:
+    """Average the gradients over the processes in the last backward pass of a batch only."""
+    no_sync = getattr(model, "no_sync", None)
+    return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
 
-def _shared_gradients(model: nn.Module, share: bool) -> contextlib.AbstractContextManager:
-    """Whether the processes' gradients are averaged in a backward pass."""
-    return contextlib.nullcontext() if share or not hasattr(model, "no_sync") else model.no_sync()
-
-
-def _update(learner: Learner) -> float:
-    """One step, unless the gradient is not finite, when its norm is returned; 0 otherwise."""
+def _update_weights(learner: Learner) -> float:
+    """Clip the gradient and take an optimizer step if the gradient is finite. Return the gradient's L2 norm."""
     learner.scaler.unscale_(learner.optimizer)
     parameters = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
     norm = clip_grad_norm_(parameters, learner.clip_norm).item()
-    if not math.isfinite(norm) and not learner.scaler.is_enabled():  # float16's scaler leaves such a step out
+    if not math.isfinite(norm) and not learner.scaler.is_enabled():  # the scaler skips such a step itself
         return norm
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
@@ -209,4 +269,4 @@ def _update(learner: Learner) -> float:
     learner.steps += 1
     if learner.ema:
         learner.ema.update(learner.network, step=learner.steps)
-    return 0.0
+    return norm

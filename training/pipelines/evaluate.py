@@ -6,9 +6,10 @@
 The first compares the output of predict_folder.py with DFDC's labels. The second scores the crops of a fold with a
 checkpoint like the validation during training: every 20th frame, averaged per video.
 
---half uses half of the original videos with their fakes, so that a checkpoint that was chosen or calibrated on one half
-can be measured on the other; RUN_best.pt was chosen on both. --bootstrap adds 95 % confidence intervals over originals
-with their fakes. Where an actor has many originals, as in DFDC, they are too narrow for other actors.
+--half uses half of the original videos with their fakes, so that a checkpoint that was selected or calibrated on one
+half can be measured on the other; RUN_best.pt was selected on both. --bootstrap adds 95 % confidence intervals by
+resampling originals with their fakes. In a dataset with many originals per actor, such as DFDC, these intervals are
+too narrow for new actors.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from common import cli
+from common.errors import UserError
 from common.files import atomic_write, make_folder
-from training.datasets.folds import HALVES
-from training.pipelines.scoring import EvaluationError, add_data_arguments, score_checkpoint, score_submission
-from training.tools.metrics import evaluate, intervals, write_scores
+from training.options import HALVES, add_data_arguments
+
+if TYPE_CHECKING:
+    from training.tools.metrics import VideoScores
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--labels", type=Path, metavar="JSON", help="DFDC's metadata.json, for --submission")
     add("--half", choices=HALVES, help="use only this half of the originals, and their fakes")
-    add("--bootstrap", type=cli.positive, metavar="N", help="95 %% confidence intervals from N samples, e.g. 2000")
+    add("--bootstrap", type=cli.positive, metavar="N", help="add 95 %% confidence intervals from N samples, e.g. 2000")
     add("--json", type=Path, metavar="OUT", help="also write the metrics to this file")
     add("--predictions", type=Path, metavar="CSV", help="also write the score of each video to this file")
     add("--plots", type=Path, metavar="DIR", help="also write roc.png and reliability.png to this folder")
@@ -51,31 +55,55 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Print the metrics and write what was asked for. Return the exit status."""
     if args.submission and not args.labels:
-        raise EvaluationError("--submission: needs labels. Add --labels metadata.json")
+        raise UserError("--submission: needs labels. Add --labels metadata.json")
     folders = (args.json and args.json.parent, args.predictions and args.predictions.parent, args.plots)
-    for folder in filter(None, folders):  # find out before the work
+    for folder in filter(None, folders):  # report an unusable folder before the work, not after
         make_folder(folder)
-    scores = score_submission(args.submission, args.labels, args.half) if args.submission else score_checkpoint(args)
+
+    # These load scikit-learn and pandas, which takes seconds: not before the arguments are known to be good.
+    from training.pipelines.submissions import EvaluationError
+    from training.tools.metrics import bootstrap_intervals, evaluate, write_scores
+
+    scores = _read_scores(args)
     metrics = evaluate(scores.scores, scores.fake)
-    bounds = intervals(scores.scores, scores.fake, scores.originals, args.bootstrap) if args.bootstrap else {}
+    bounds = {}
+    if args.bootstrap and len(set(scores.originals)) > 1:
+        bounds = bootstrap_intervals(scores.scores, scores.fake, scores.originals, args.bootstrap)
+    elif args.bootstrap:
+        log.warning("--bootstrap: all videos are of one original, so there are no confidence intervals")
     for name, value in metrics.items():
-        print(f"{name:20}{_format(value)}{'  ({:.5f} to {:.5f})'.format(*bounds[name]) if bounds.get(name) else ''}")
+        print(f"{name:20}{_format(value, bounds.get(name))}")
     if args.json:
         atomic_write(args.json, json.dumps(metrics | ({"intervals": bounds} if bounds else {}), indent=4) + "\n")
     if args.predictions:
         write_scores(args.predictions, scores)
     if args.plots:
         if metrics["auc"] is None:
-            raise EvaluationError("--plots: the videos are of one class. Plots need real and fake videos")
-        from training.tools.plots import draw_reliability, draw_roc, save
+            raise EvaluationError("--plots: all videos are of one class. Plots need real and fake videos")
+        from training.tools.plots import plot_reliability, plot_roc, save_plot
 
-        for name, draw in (("roc.png", draw_roc), ("reliability.png", draw_reliability)):
-            save(draw(scores.scores, scores.fake), args.plots / name)
+        for name, plot in (("roc.png", plot_roc), ("reliability.png", plot_reliability)):
+            save_plot(plot(scores.scores, scores.fake), args.plots / name)
     return cli.OK
 
 
-def _format(value: float | None) -> str:
-    return "one class only" if value is None else f"{value:.5f}" if isinstance(value, float) else str(value)
+def _read_scores(args: argparse.Namespace) -> VideoScores:
+    """Return the scores of the submission, or compute those of the checkpoint."""
+    if args.submission:
+        from training.pipelines.submissions import score_submission
+
+        return score_submission(args.submission, args.labels, args.half)
+    from training.pipelines.scoring import score_checkpoint  # loads PyTorch, which a submission does not need
+
+    return score_checkpoint(args)
+
+
+def _format(value: float | None, interval: tuple[float, float] | None) -> str:
+    """Format a metric and its confidence interval."""
+    if value is None:
+        return "one class only"
+    text = f"{value:.5f}" if isinstance(value, float) else str(value)
+    return f"{text}  ({interval[0]:.5f} to {interval[1]:.5f})" if interval else text
 
 
 if __name__ == "__main__":

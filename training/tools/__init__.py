@@ -1,1 +1,1 @@
-"""What training and inference both need around a network."""
+"""Tools around a network: configuration, checkpoints, optimizers, schedules, metrics, plots and logs."""

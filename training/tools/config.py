@@ -1,17 +1,18 @@
-"""A training run's configuration: one JSON file a model, in the keys of the published code and some more.
+"""Configuration of a training run: one JSON file per model, with the keys of the published code and a few more.
 
-Every key is checked before anything is done: an unknown one, a wrong type or a name that is not supported is an
-error which says where it stands and what is allowed.
+The classes below document every key. Unknown keys, wrong types and unsupported names are errors that name the key and
+what is allowed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,110 +23,174 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from common.errors import UserError
-from preprocessing.crops import CROPS, MARGIN, MarginCrop, SquareCrop
+from preprocessing.crops import CROP_TYPES, MARGIN, MarginCrop, SquareCrop
 from training.losses import LOSSES, MASK_LOSS
 from training.tools.checkpoint import Recipe
 from training.tools.optimizers import OPTIMIZERS
-from training.tools.schedulers import SCHEDULES, Curve
+from training.tools.schedulers import SCHEDULES, Schedule
 from training.zoo import ENCODERS, NETWORKS
 from training.zoo.unet import EfficientUnetClassifier
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Color = tuple[float, float, float]
-
 
 class ConfigError(UserError):
-    """A configuration that cannot be used. The message has a line for each key that is wrong."""
+    """A configuration that cannot be used. The message has one line per wrong key."""
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """Return a validator that accepts only these names."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"Input should be one of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+JpegQuality = Annotated[int, Field(ge=1, le=100)]
+LossName = Annotated[str, one_of([*LOSSES, MASK_LOSS])]
 
 
 class Section(BaseModel):
+    """Base class of the configuration's sections."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ScheduleConfig(Section):
-    type: Literal[tuple(SCHEDULES)]
-    # Whether the curve's t counts batches or epochs.
+    """Learning rate schedule.
+
+    Attributes:
+        type: key of `training.tools.schedulers.SCHEDULES`.
+        mode: "step": the schedule's time counts batches; "epoch": epochs.
+        epochs: number of epochs to train.
+        params: parameters of the schedule, see its class.
+    """
+
+    type: Annotated[str, one_of(SCHEDULES)]
     mode: Literal["step", "epoch"] = "step"
     epochs: PositiveInt
     params: dict[str, Any] = {}
 
-    def curve(self) -> Curve:
-        """Raises pydantic's ValidationError for parameters that are not the curve's."""
+    def build(self) -> Schedule:
+        """Build the schedule."""
         return SCHEDULES[self.type].model_validate_json(json.dumps(self.params))
 
 
 class OptimizerConfig(Section):
-    # Crops a process (a GPU) at a time.
+    """Optimizer.
+
+    Attributes:
+        batch_size: number of crops per batch and process (GPU).
+        type: key of `training.tools.optimizers.OPTIMIZERS`.
+        learning_rate: initial learning rate.
+        momentum: momentum, if the optimizer supports it.
+        nesterov: use Nesterov momentum, if the optimizer supports it.
+        weight_decay: weight decay.
+        schedule: learning rate schedule.
+        clip_norm: gradient clipping threshold (L2 norm).
+        accumulate: number of parts that a batch is divided into to save memory; the gradient is that of the batch.
+    """
+
     batch_size: Annotated[int, Field(ge=2)]
-    type: Literal[tuple(OPTIMIZERS)]
+    type: Annotated[str, one_of(OPTIMIZERS)]
     learning_rate: PositiveFloat
-    momentum: Share = 0.0
+    momentum: Fraction = 0.0
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 0.0
     schedule: ScheduleConfig
-    # The gradient's norm is cut to this.
     clip_norm: PositiveFloat = 1.0
-    # A batch goes through the network in so many parts, one after the other: the same batch in less memory.
     accumulate: PositiveInt = 1
 
     @model_validator(mode="after")
-    def _keys_of_the_type(self) -> OptimizerConfig:
+    def _check(self) -> OptimizerConfig:
         for key in ("momentum", "nesterov"):
             if getattr(self, key) and key not in OPTIMIZERS[self.type]:
-                raise ValueError(f"{self.type} takes no {key}")
+                raise ValueError(f"{key} is not supported by {self.type}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be divided into {self.accumulate} parts (accumulate)"
-            )
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
         return self
 
 
 class NormalizeConfig(Section):
-    mean: Color
+    """Normalization of the network's input: (rgb / 255 - mean) / std.
+
+    Attributes:
+        mean: mean of R, G and B.
+        std: standard deviation of R, G and B.
+    """
+
+    mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class MarginConfig(Section):
-    """See preprocessing.crops.MarginCrop."""
+    """Crops with a margin, see `preprocessing.crops.MarginCrop`.
+
+    Attributes:
+        kind: "margin".
+        margin: margin on each side, as a fraction of the bounding box's height and width.
+    """
 
     kind: Literal["margin"] = "margin"
     margin: PositiveFloat = MARGIN
 
 
 class SquareConfig(Section):
-    """See preprocessing.crops.SquareCrop."""
+    """Square crops, see `preprocessing.crops.SquareCrop`.
+
+    Attributes:
+        kind: "square".
+        side: side of the square, in heights of the bounding box.
+        center: distance of the square's center from the top of the bounding box, in heights of the bounding box.
+    """
 
     kind: Literal["square"] = "square"
     side: PositiveFloat
     center: float
 
 
-CROP_CONFIGS = {"margin": MarginConfig, "square": SquareConfig}
-
-
 class AugmentationConfig(Section):
-    """Strengths and probabilities of the augmentations; the defaults are those of the winning solution."""
+    """Augmentation of training images. The defaults are those of the winning solution.
 
-    jpeg_quality: tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]] = (60, 100)
+    Attributes:
+        jpeg_quality: range of the JPEG quality, 1 to 100.
+        jpeg_p: probability of JPEG compression.
+        noise_variance: range of the variance of Gaussian noise, in squared gray levels (0 to 255).
+        noise_p: probability of noise.
+        blur_p: probability of Gaussian blur with a 3x3 kernel.
+        flip_p: probability of a horizontal flip.
+        color_p: probability of a change of brightness and contrast, of FancyPCA or of hue, saturation and value.
+        gray_p: probability of conversion to gray.
+        shift: largest shift, as a fraction of the image's side.
+        scale: largest change of the scale; 0.2 means 0.8 to 1.2.
+        rotate: largest rotation in degrees.
+        affine_p: probability of shift, scale and rotation together.
+    """
+
+    jpeg_quality: tuple[JpegQuality, JpegQuality] = (60, 100)
     jpeg_p: Probability = 0.5
-    noise_variance: tuple[NonNegativeFloat, NonNegativeFloat] = (10.0, 50.0)  # of gray levels, 0 to 255
+    noise_variance: tuple[NonNegativeFloat, NonNegativeFloat] = (10.0, 50.0)
     noise_p: Probability = 0.1
     blur_p: Probability = 0.05
     flip_p: Probability = 0.5
     color_p: Probability = 0.7
     gray_p: Probability = 0.2
-    shift: Probability = 0.1  # of the image's side
-    scale: Share = 0.2
-    rotate: NonNegativeInt = 10  # degrees
+    shift: Probability = 0.1
+    scale: Fraction = 0.2
+    rotate: NonNegativeInt = 10
     affine_p: Probability = 0.5
 
     @model_validator(mode="after")
-    def _ranges(self) -> AugmentationConfig:
+    def _check(self) -> AugmentationConfig:
         for key in ("jpeg_quality", "noise_variance"):
             low, high = getattr(self, key)
             if low > high:
@@ -134,121 +199,144 @@ class AugmentationConfig(Section):
 
 
 class Config(Section):
-    """`size`: side of the network's input in pixels. `fp16`: mixed precision, in `amp_dtype`."""
+    """A model and its training.
 
-    network: Literal[tuple(NETWORKS)]
-    encoder: Literal[tuple(ENCODERS)]
+    Attributes:
+        network: key of `training.zoo.NETWORKS`.
+        encoder: key of `training.zoo.ENCODERS`.
+        size: side of the network's square input in pixels.
+        batches_per_epoch: largest number of batches per epoch; an epoch also ends when its crops are used up.
+        fp16: train with mixed precision (`amp_dtype`).
+        optimizer: optimizer and learning rate schedule.
+        normalize: normalization of the network's input.
+        losses: weights of the losses, by name.
+        ohem_samples: number of hardest samples of each class that count per process; null for all.
+        pretrained: initial weights of the encoder. true: the published weights, which timm downloads; false: random;
+            a string: a file, relative to the configuration's folder (on the command line: to the working folder).
+        amp_dtype: dtype of mixed precision.
+        channels_last: use the channels-last memory format.
+        ema: decay of an exponential moving average of the weights, which is validated and saved instead of the
+            weights; null for none.
+        dropout: dropout rate before the last layer; null for the network's default.
+        drop_path: stochastic depth rate of the encoder; null for the encoder's default.
+        crop: the part of the frame that the crops show.
+        augmentation: augmentation of training images.
+    """
+
+    network: Annotated[str, one_of(NETWORKS)]
+    encoder: Annotated[str, one_of(ENCODERS)]
     size: Annotated[int, Field(ge=32)]
-    # An epoch ends after so many, or when all crops of the epoch have been seen.
     batches_per_epoch: PositiveInt
     fp16: bool
     optimizer: OptimizerConfig
     normalize: NormalizeConfig
-    losses: Annotated[dict[Literal[(*LOSSES, MASK_LOSS)], PositiveFloat], Field(min_length=1)]
+    losses: Annotated[dict[LossName, PositiveFloat], Field(min_length=1)]
     ohem_samples: PositiveInt | None = None
-    # true: the encoder's published weights, which timm downloads; false: random ones; a text: those in a file,
-    # whose path is relative to the configuration's folder (on the command line: to the working folder).
     pretrained: bool | str = False
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     channels_last: bool = True
-    # Decay of a moving average of the weights, which is then what is validated and kept.
-    ema: Share | None = None
-    # Rates of dropout before the last layer and of stochastic depth; null: the network's own.
-    dropout: Share | None = None
-    drop_path: Share | None = None
-    # The part of the frame that the crops show.
+    ema: Fraction | None = None
+    dropout: Fraction | None = None
+    drop_path: Fraction | None = None
     crop: Annotated[MarginConfig | SquareConfig, Field(discriminator="kind")] = MarginConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
-    def _together(self) -> Config:
-        draws = issubclass(NETWORKS[self.network], EfficientUnetClassifier)
-        if draws != (MASK_LOSS in self.losses):
-            raise ValueError(f"losses: {MASK_LOSS} goes with networks that draw a mask, and they with it")
-        if draws and self.size % 32:
+    def _check(self) -> Config:
+        predicts_mask = issubclass(NETWORKS[self.network], EfficientUnetClassifier)
+        if predicts_mask != (MASK_LOSS in self.losses):
+            raise ValueError(
+                f"losses: {self.network} {'needs' if predicts_mask else 'predicts no mask and cannot use'} {MASK_LOSS}"
+            )
+        if predicts_mask and self.size % 32:
             raise ValueError(f"size: {self.network} needs a multiple of 32, not {self.size}")
         if not set(self.losses) & set(LOSSES):
-            raise ValueError(f"losses: one of {', '.join(LOSSES)} is needed")
+            raise ValueError(f"losses: at least one of {', '.join(LOSSES)} is needed")
         if self.ohem_samples and self.optimizer.accumulate > 1:
-            raise ValueError("ohem_samples: chooses from whole batches; set optimizer.accumulate to 1")
+            raise ValueError("ohem_samples: needs whole batches. Set optimizer.accumulate to 1")
         return self
 
     def crop_spec(self) -> MarginCrop | SquareCrop:
-        return CROPS[self.crop.kind](**self.crop.model_dump(exclude={"kind"}))
+        """Return the part of the frame that the crops show."""
+        return CROP_TYPES[self.crop.kind](**self.crop.model_dump(exclude={"kind"}))
 
     def recipe(self, crop: MarginCrop | SquareCrop) -> Recipe:
-        """What a checkpoint must say of the network that is trained on these crops."""
+        """Return the recipe that checkpoints store; `crop` is what the network sees."""
         return Recipe(self.network, self.encoder, self.size, self.normalize.mean, self.normalize.std, crop)
 
 
+# Location in pydantic's errors -> the section there.
+SECTIONS: dict[str, type[Section]] = {
+    "optimizer": OptimizerConfig,
+    "optimizer.schedule": ScheduleConfig,
+    "normalize": NormalizeConfig,
+    "crop.margin": MarginConfig,
+    "crop.square": SquareConfig,
+    "augmentation": AugmentationConfig,
+}
+
+
 def read_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a JSON file; `changes` (dotted key -> value) win over it. Raises ConfigError."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); configs/ has those of the project") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: not a JSON object of settings")
+    """Read and check a configuration.
+
+    Args:
+        path: JSON file.
+        changes: dotted key -> value; overrides the file.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    values = _read_json(path)
     if isinstance(values.get("pretrained"), str):
         values["pretrained"] = str((Path(path).parent / values["pretrained"]).resolve())
     for key, value in (changes or {}).items():
         _change(values, key, value)
-    try:
-        config = Config.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _lines(error, Config))) from None
-    try:
-        config.optimizer.schedule.curve()
-    except ValidationError as error:
-        lines = _lines(error, SCHEDULES[config.optimizer.schedule.type], "optimizer.schedule.params.")
-        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+    config = _validate(path, Config, values)
+    schedule = config.optimizer.schedule
+    _validate(path, SCHEDULES[schedule.type], schedule.params, prefix="optimizer.schedule.params.")
     return config
 
 
-def parse_change(text: str) -> tuple[str, Any]:
-    """KEY=VALUE of the command line; the value is JSON, or else a text. Raises ValueError."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ValueError(f"{text!r} is not KEY=VALUE")
+def _read_json(path: str | Path) -> dict[str, Any]:
     try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). See configs/ for examples") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a JSON object. See configs/ for examples")
+    return values
 
 
-def _change(values: dict[str, Any], key: str, value: Any) -> None:
-    *sections, name = key.split(".")
+def _change(values: dict[str, Any], dotted_key: str, value: Any) -> None:
+    """Set a key in place."""
+    *sections, key = dotted_key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {key}: {section} is no section")
-    values[name] = value
+            raise ConfigError(f"--set {dotted_key}: {section} is not a section of the configuration")
+    values[key] = value
 
 
-def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    """A line a fault: where it stands, what it is, what is allowed."""
-    for fault in error.errors():
-        place = [str(part) for part in fault["loc"] if part != "[key]"]
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = f"unknown key; allowed: {', '.join(_keys(model, place[:-1]))}"
-        elif fault["type"] == "missing":
-            message = "is missing"
-        elif not isinstance(fault["input"], dict):
-            message += f", not {json.dumps(fault['input'])}"
-        where = prefix + ".".join(place)
-        yield f"{where}: {message}" if where else message
+def _validate(path: str | Path, model: type[Model], values: dict[str, Any], prefix: str = "") -> Model:
+    """Make a pydantic model of JSON values. Raises ConfigError; `prefix` goes in front of the keys in its message."""
+    try:
+        return model.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        lines = (f"{path}: {prefix}{_explain(details, model)}" for details in error.errors())
+        raise ConfigError("\n".join(lines)) from None
 
 
-def _keys(model: type[BaseModel], place: list[str]) -> Iterable[str]:
-    """The keys of the section at a place; a part of it may be the kind of crop."""
-    kinds: list[type[BaseModel]] = []
-    for name in place:
-        if name in model.model_fields:
-            annotation = model.model_fields[name].annotation
-            parts = (annotation, *get_args(annotation))
-            kinds = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
-        model = next((kind for kind in kinds if kind is CROP_CONFIGS.get(name)), kinds[0])
-    return model.model_fields
+def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """Format an error as `<key>: <what is wrong>`, or without a key if it concerns the whole model."""
+    location = [str(part) for part in error["loc"] if part != "[key]"]
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        section = model if len(location) == 1 else SECTIONS[".".join(location[:-1])]
+        message = f"unknown key. Allowed: {', '.join(section.model_fields)}"
+    elif error["type"] == "missing":
+        message = "is missing"
+    elif not isinstance(error["input"], dict):
+        message += f", not {json.dumps(error['input'])}"
+    return ": ".join(filter(None, (".".join(location), message)))

@@ -1,7 +1,7 @@
-"""Training in one process per GPU, or in several processes on a CPU.
+"""Distributed training: one process per GPU, or several processes on a CPU.
 
-torchrun starts the processes and sets their ranks; without torchrun, the world size is 1 and nothing here has an
-effect. A process that fails exits, and torchrun then stops the others.
+torchrun starts the processes and sets their ranks. Without torchrun the world size is 1, and nothing here has an
+effect. If a process fails, torchrun stops the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -20,10 +20,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.device import choose_device
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class Distributed:
-    """The rank and the device of this process, and the number of processes."""
+    """This process among all processes of a run.
+
+    Attributes:
+        rank: number of this process, counted from 0.
+        world_size: number of processes.
+        device: device of this process.
+    """
 
     rank: int
     world_size: int
@@ -48,14 +56,14 @@ class Distributed:
         return values
 
     def wrap_ddp(self, network: nn.Module) -> nn.Module:
-        """Wrap a network so that its gradients are averaged; parameters that are frozen now are left out."""
+        """Wrap a network in DistributedDataParallel. Its gradients are averaged, except those of frozen parameters."""
         if self.world_size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         gpus = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=gpus, gradient_as_bucket_view=True)
 
-    def sync_batch_norms(self, network: nn.Module) -> nn.Module:
-        """Make batch norms use the statistics of all processes' batches; the activations within timm's are kept."""
+    def sync_batch_norms(self, network: Network) -> Network:
+        """Make batch norms use the statistics of all processes' batches. timm's batch norms keep their activations."""
         if self.world_size == 1:
             return network
         if self.device.type == "cuda":
@@ -85,7 +93,7 @@ def init_distributed(device: str) -> Iterator[Distributed]:
 
 
 class CpuSyncBatchNormAct2d(BatchNormAct2d):
-    """timm's batch norm, synchronized on a CPU: PyTorch and timm only have one for GPUs."""
+    """timm's batch norm, synchronized between processes on a CPU. PyTorch's and timm's only support GPUs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(self._normalize(x))) if self.training else super().forward(x)
@@ -97,15 +105,22 @@ class CpuSyncBatchNormAct2d(BatchNormAct2d):
         deviations = x - mean[:, None, None]
         variance = _AllReduce.apply((deviations**2).sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self._update_statistics(mean, variance * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()
         return (deviations * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
 
+    def _update_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
 
 class _AllReduce(torch.autograd.Function):
-    """Sum over all processes; the gradient is summed too."""
+    """Sum over all processes, for values and gradients."""
 
     @staticmethod
     def forward(context: Any, values: torch.Tensor) -> torch.Tensor:  # noqa: ARG004

@@ -1,9 +1,10 @@
-"""A run's log: one JSON line an epoch, and the same figures for TensorBoard."""
+"""Log of a training run: one JSON line of metrics per epoch, and the same metrics for TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ class LogError(UserError):
 
 
 class EpochLog:
-    """LOGDIR/NAME.jsonl and the folder LOGDIR/NAME, of a run that begins at epoch `start`.
+    """Write LOGDIR/NAME.jsonl and, for TensorBoard, the folder LOGDIR/NAME.
 
-    What an earlier run wrote of epochs from `start` on is removed: they are done again.
+    Args:
+        logdir: LOGDIR.
+        name: name of the run.
+        start: first epoch that is going to be logged. Earlier epochs are kept, later ones are removed.
     """
 
     def __init__(self, logdir: Path, name: str, start: int):
@@ -26,40 +30,40 @@ class EpochLog:
 
         self.path = logdir / f"{name}.jsonl"
         before = [line for line in read_log(self.path) if line["epoch"] < start] if start and self.path.exists() else []
-        atomic_write(self.path, "".join(map(_line, before)))
+        atomic_write(self.path, "".join(map(_format_line, before)))
         if not start:
             shutil.rmtree(logdir / name, ignore_errors=True)
         self.board = SummaryWriter(str(logdir / name), purge_step=start)
 
-    def add(self, figures: dict[str, Any]) -> None:
-        """Add an epoch's figures, of which `epoch` is its number."""
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Add an epoch's metrics; `epoch` is its number."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(figures))
-        for key, value in figures.items():
+            file.write(_format_line(metrics))
+        for key, value in metrics.items():
             if key != "epoch" and value is not None:
-                self.board.add_scalar(key, value, figures["epoch"])
+                self.board.add_scalar(key, value, metrics["epoch"])
         self.board.flush()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """An epoch's figures a line; a last line that was cut off is left out. Raises LogError."""
+    """Return the metrics of each epoch, without a last line that was not written completely. Raises LogError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise LogError(f"{path}: cannot be read ({error})") from None
-    found = []
+    epochs: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            figures = json.loads(line)
-            if not isinstance(figures["epoch"], int):
+            metrics = json.loads(line)
+            if not isinstance(metrics["epoch"], int):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):
-            if number == len(lines) and found:
+            if number == len(lines) and epochs:
                 break
             raise LogError(f"{path}: line {number} is not an epoch of a training log (LOGDIR/NAME.jsonl)") from None
-        found.append(figures)
-    return found
+        epochs.append(metrics)
+    return epochs
 
 
-def _line(figures: dict[str, Any]) -> str:
-    return json.dumps(figures) + "\n"
+def _format_line(metrics: Mapping[str, Any]) -> str:
+    return json.dumps(metrics) + "\n"

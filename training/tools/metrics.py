@@ -1,7 +1,7 @@
-"""How good the scores of videos are: the one home of every figure that is reported.
+"""Metrics of video scores.
 
-Scores are probabilities of being fake, float (n,) in 0 to 1; labels are bool or 0 and 1, (n,), 1 = fake.
-A figure that needs both classes is None where one is missing.
+Scores are probabilities of being fake, float (n,), 0 to 1. Labels are bool or 0 and 1, (n,), 1 = fake. Metrics that
+need both classes are None if one is missing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,28 @@ from common.files import atomic_file
 if TYPE_CHECKING:
     from training.datasets.folds import Crops
 
-# Scores are kept so far from 0 and 1, as in the scikit-learn of 2020: a wrong certainty costs 34.5, not infinity.
-CLIP = 1e-15
-# The score above which a video is called fake.
+Metrics = dict[str, float | int | None]
+
+# Scores are clipped to [EPS, 1 - EPS] as in the scikit-learn of 2020: a wrong score of 0 or 1 costs 34.5.
+EPS = 1e-15
+# A video counts as fake if its score is above this.
 THRESHOLD = 0.5
-# Of the calibration error.
+# Number of bins of the calibration error and of the reliability diagram.
 BINS = 15
-# Of the confidence intervals.
-COVERAGE = 0.95
+# Confidence level of the bootstrap intervals.
+CONFIDENCE_LEVEL = 0.95
 
 
 class VideoScores(NamedTuple):
-    """`videos`, `originals`: ids; `scores` (n,): mean probability over the `frames` (n,); `fake`: bool (n,)."""
+    """Scores and labels of n videos.
+
+    Attributes:
+        videos: ids.
+        originals: ids of the original videos; a real video is its own original.
+        scores: (n,), mean score of a video's frames.
+        frames: (n,), number of frames.
+        fake: bool (n,).
+    """
 
     videos: list[str]
     originals: list[str]
@@ -40,15 +50,20 @@ class VideoScores(NamedTuple):
 
     @classmethod
     def from_crops(cls, crops: Crops, rows: np.ndarray, scores: np.ndarray) -> VideoScores:
-        """From the scores (m,) of the crops in `rows` (m,)."""
-        numbers, means, frames = mean_by_video(crops.video[rows], scores)
+        """Average the scores (m,) of the crops in `rows` (m,) by video."""
+        ids, means, frames = group_means(crops.video[rows], scores)
         first = rows[np.unique(crops.video[rows], return_index=True)[1]]
-        videos, originals = ([crops.videos[number] for number in ids] for ids in (numbers, crops.original[first]))
-        return cls(videos, originals, means, frames, crops.fake[first])
+        return cls(
+            videos=[crops.videos[video] for video in ids],
+            originals=[crops.videos[original] for original in crops.original[first]],
+            scores=means,
+            frames=frames,
+            fake=crops.fake[first],
+        )
 
 
 def write_scores(path: Path, scores: VideoScores) -> None:
-    """Write a CSV with the columns video, label (1 = fake), score (probability of fake), frames."""
+    """Write a CSV file with the columns video, label (1 = fake), score and frames."""
     with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("video", "label", "score", "frames"))
@@ -56,11 +71,11 @@ def write_scores(path: Path, scores: VideoScores) -> None:
         rows.writerows(zip(*columns, strict=True))
 
 
-def evaluate(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int | None]:
-    """The figures of a report, by their names.
+def evaluate(scores: np.ndarray, labels: np.ndarray) -> Metrics:
+    """Compute all metrics by name.
 
-    `balanced_log_loss`: the mean of the log losses over the fakes and over the reals, by which the winning solution's
-    checkpoints were chosen; of a single class, its loss.
+    `balanced_log_loss` is the mean of the log losses of real and fake videos, by which the winning solution chose its
+    checkpoints; with a single class it is that class' log loss.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, bool)
     by_class = [loss for loss in class_losses(scores, labels).values() if loss is not None]
@@ -77,7 +92,7 @@ def evaluate(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int | 
 
 
 def class_losses(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    """`fake_loss` and `real_loss`: the log loss over each class."""
+    """Compute `fake_loss` and `real_loss`, the log loss of each class."""
     losses = log_losses(scores, labels)
     return {
         name: float(losses[members].mean()) if members.any() else None
@@ -86,50 +101,64 @@ def class_losses(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | No
 
 
 def log_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log of the probability given to each label."""
-    return -np.log(np.clip(np.where(labels, scores, 1 - scores), CLIP, 1 - CLIP))
+    """Compute the log loss of each video (n,)."""
+    return -np.log(np.clip(np.where(labels, scores, 1 - scores), EPS, 1 - EPS))
 
 
 def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """How far the scores in bins of equal width are, on average, from the share of fakes among them.
+    """Compute the mean distance between the scores and the fractions of fakes in bins of equal width.
 
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, of the probability of being fake.
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, for the probability of being fake.
     """
-    means, shares, counts = reliability(scores, labels, bins)
-    return float(np.abs(means - shares) @ counts / len(scores))
+    means, fractions, counts = reliability(scores, labels, bins)
+    return float(np.abs(means - fractions) @ counts / len(scores))
 
 
 def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the bins of equal width, those that hold scores: their mean score, the share of fakes, how many."""
+    """Compute the mean score, the fraction of fakes and the number of videos of each bin that is not empty."""
     bin_of = np.minimum((scores * bins).astype(int), bins - 1)
-    _, shares, counts = mean_by_video(bin_of, labels)
-    return mean_by_video(bin_of, scores)[1], shares, counts
+    _, means, counts = group_means(bin_of, scores)
+    _, fractions, _ = group_means(bin_of, labels)
+    return means, fractions, counts
 
 
-def intervals(
-    scores: np.ndarray, labels: np.ndarray, originals: Sequence, draws: int, seed: int = 0
+def bootstrap_intervals(
+    scores: np.ndarray, labels: np.ndarray, originals: Sequence, samples: int, seed: int = 0
 ) -> dict[str, tuple[float, float] | None]:
-    """The bootstrap interval of each figure of `evaluate`, over `draws` samples of as many originals, with their fakes.
+    """Compute the percentile bootstrap interval of each metric, resampling originals together with their fakes.
 
-    `originals`: (n,), of each video the original that it is or was made of. Samples that lack a class are drawn again.
+    Samples that lack a class that the data has are discarded.
+
+    Args:
+        scores: (n,).
+        labels: (n,).
+        originals: (n,), the original of each video; a real video is its own original.
+        samples: number of bootstrap samples.
+        seed: random seed.
+
+    Returns:
+        (low, high) by metric; None where the metric is None.
     """
-    _, number, videos = np.unique(originals, return_inverse=True, return_counts=True)
-    videos_of = np.split(np.argsort(number, kind="stable"), np.cumsum(videos)[:-1])
-    random = np.random.default_rng(seed)
-    drawn = []
-    while len(drawn) < draws:
-        rows = np.concatenate([videos_of[one] for one in random.integers(len(videos_of), size=len(videos_of))])
+    _, group, sizes = np.unique(originals, return_inverse=True, return_counts=True)
+    groups = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
+    rng = np.random.default_rng(seed)
+    results: list[Metrics] = []
+    while len(results) < samples:
+        rows = np.concatenate([groups[index] for index in rng.integers(len(groups), size=len(groups))])
         if labels[rows].any() == labels.any() and labels[rows].all() == labels.all():
-            drawn.append(evaluate(scores[rows], labels[rows]))
-    tails = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
-    return {
-        name: None if value is None else tuple(np.quantile([figures[name] for figures in drawn], tails).tolist())
-        for name, value in drawn[0].items()
-        if name != "videos"
-    }
+            results.append(evaluate(scores[rows], labels[rows]))
+    return {name: _interval([result[name] for result in results]) for name in results[0] if name != "videos"}
 
 
-def mean_by_video(videos: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of frames' scores (n,) and the numbers of their videos (n,): the videos' numbers, mean scores, frame counts."""
-    numbers, place, frames = np.unique(videos, return_inverse=True, return_counts=True)
-    return numbers, np.bincount(place, weights=scores) / frames, frames
+def _interval(values: list[float | int | None]) -> tuple[float, float] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    low, high = np.quantile(known, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    return float(low), float(high)
+
+
+def group_means(groups: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Average values (n,) by their integer groups (n,). Return the groups in order, the means and the counts."""
+    ids, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return ids, np.bincount(index, weights=values) / counts, counts

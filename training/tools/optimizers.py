@@ -1,15 +1,15 @@
-"""Optimizers by the names used in configurations."""
+"""Optimizers by the names that configurations use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from common.errors import UserError
 
-# Name -> the configuration keys it supports besides learning_rate and weight_decay.
+# Name -> the configuration keys that it supports besides learning_rate and weight_decay.
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "SGD": ("momentum", "nesterov"),
     "Adam": (),
@@ -27,23 +27,26 @@ class OptimizerError(UserError):
 def build_optimizer(
     name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, **options: float | bool
 ) -> torch.optim.Optimizer:
-    """Build an optimizer of the parameters that require a gradient. Raises OptimizerError if it needs apex.
+    """Build an optimizer of the parameters that require a gradient.
 
     Args:
         name: key of OPTIMIZERS.
         parameters: parameters of the network.
         lr: learning rate.
         weight_decay: weight decay.
-        options: further keys; those that the optimizer does not support are ignored.
+        options: further configuration keys; those that the optimizer does not support are ignored.
+
+    Raises:
+        OptimizerError: the optimizer is part of apex, which is not installed.
     """
-    chosen = {key: options[key] for key in OPTIMIZERS[name] if key in options}
+    supported = {key: options[key] for key in OPTIMIZERS[name] if key in options}
     if name == "FusedAdam":
-        chosen["adam_w_mode"] = False  # apex's default is AdamW
+        supported["adam_w_mode"] = False  # apex defaults to AdamW
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return _optimizer_class(name)(trained, lr=lr, weight_decay=weight_decay, **chosen)
+    return _optimizer_class(name)(trained, lr=lr, weight_decay=weight_decay, **supported)
 
 
-def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     if not name.startswith("Fused"):
         return getattr(torch.optim, name)
     try:
@@ -52,6 +55,6 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         return getattr(optimizers, name)
     except (ImportError, AttributeError):
         raise OptimizerError(
-            f"optimizer.type: {name} is from NVIDIA apex, which is not installed. Install it (docs/containers.md) or "
-            f"use PyTorch's {name.removeprefix('Fused')}"
+            f"optimizer.type: {name} needs NVIDIA apex, which is not installed. Install it (docs/containers.md) or use "
+            f"PyTorch's {name.removeprefix('Fused')}"
         ) from None

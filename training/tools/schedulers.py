@@ -1,7 +1,7 @@
-"""Learning rates as pure functions of the progress: reading one changes nothing, and a resumed run needs no state.
+"""Learning rate schedules as pure functions of the progress, so that a resumed run needs no scheduler state.
 
-`rate(initial, t)` is the learning rate at the t-th step (mode "step") or epoch (mode "epoch"), counted from 0.
-Parameters bear PyTorch's names, and the curves are PyTorch's (torch.optim.lr_scheduler), if not said otherwise.
+The schedules and their parameters are those of `torch.optim.lr_scheduler` unless stated otherwise. Time `t` is the
+number of finished steps (mode "step") or epochs (mode "epoch").
 """
 
 from __future__ import annotations
@@ -13,51 +13,57 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 
-class Curve(BaseModel):
-    """The parameters of a schedule."""
+class Schedule(BaseModel):
+    """Base class of the schedules. Fields are the parameters."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @abstractmethod
-    def rate(self, initial: float, t: int) -> float:
-        """The learning rate at `t`; `initial` is the configuration's `learning_rate`."""
+    def lr(self, initial_lr: float, t: int) -> float:
+        """Return the learning rate at time `t`. `initial_lr` is the configuration's `learning_rate`."""
 
 
-class Poly(Curve):
-    """Down to 0 at `max_iter`, where it stays: initial * (1 - t / max_iter) ** power."""
+class Poly(Schedule):
+    """Polynomial decay to 0 at `max_iter`: initial_lr * (1 - t / max_iter) ** power."""
 
     max_iter: PositiveInt
     power: PositiveFloat = 0.9
 
-    def rate(self, initial: float, t: int) -> float:
-        return initial * (1 - min(t / self.max_iter, 1)) ** self.power
+    def lr(self, initial_lr: float, t: int) -> float:
+        return initial_lr * (1 - min(t / self.max_iter, 1)) ** self.power
 
 
-class Step(Curve):
+class Step(Schedule):
+    """Multiplication by `gamma` every `step_size`."""
+
     step_size: PositiveInt
     gamma: PositiveFloat = 0.1
 
-    def rate(self, initial: float, t: int) -> float:
-        return initial * self.gamma ** (t // self.step_size)
+    def lr(self, initial_lr: float, t: int) -> float:
+        return initial_lr * self.gamma ** (t // self.step_size)
 
 
-class MultiStep(Curve):
+class MultiStep(Schedule):
+    """Multiplication by `gamma` at each milestone."""
+
     milestones: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     gamma: PositiveFloat = 0.1
 
-    def rate(self, initial: float, t: int) -> float:
-        return initial * self.gamma ** sum(t >= milestone for milestone in self.milestones)
+    def lr(self, initial_lr: float, t: int) -> float:
+        return initial_lr * self.gamma ** sum(t >= milestone for milestone in self.milestones)
 
 
-class Exponential(Curve):
+class Exponential(Schedule):
+    """Exponential decay: initial_lr * gamma ** t."""
+
     gamma: PositiveFloat
 
-    def rate(self, initial: float, t: int) -> float:
-        return initial * self.gamma**t
+    def lr(self, initial_lr: float, t: int) -> float:
+        return initial_lr * self.gamma**t
 
 
-class Cyclic(Curve):
-    """Triangles between `base_lr` (default: the configuration's `learning_rate`) and `max_lr`.
+class Cyclic(Schedule):
+    """Triangular cycle between `base_lr` (default: the configuration's `learning_rate`) and `max_lr`.
 
     Smith, Cyclical Learning Rates for Training Neural Networks, 2017.
     """
@@ -67,47 +73,50 @@ class Cyclic(Curve):
     step_size_up: PositiveInt = 2000
     step_size_down: PositiveInt | None = None
 
-    def rate(self, initial: float, t: int) -> float:
-        base = self.base_lr or initial
-        down = self.step_size_down or self.step_size_up
-        place = t % (self.step_size_up + down)
-        height = place / self.step_size_up if place <= self.step_size_up else (self.step_size_up + down - place) / down
+    def lr(self, initial_lr: float, t: int) -> float:
+        base = self.base_lr or initial_lr
+        up, down = self.step_size_up, self.step_size_down or self.step_size_up
+        position = t % (up + down)
+        height = position / up if position <= up else (up + down - position) / down
         return base + (self.max_lr - base) * height
 
 
-class Linear(Curve):
-    """From start_factor to end_factor times the initial rate in `total_iters`."""
+class Linear(Schedule):
+    """Linear change from `start_factor` to `end_factor` times the initial learning rate within `total_iters`."""
 
     total_iters: PositiveInt
     start_factor: Annotated[float, Field(ge=0)] = 1.0
     end_factor: Annotated[float, Field(ge=0)] = 0.0
 
-    def rate(self, initial: float, t: int) -> float:
-        return initial * (self.start_factor + (self.end_factor - self.start_factor) * min(t / self.total_iters, 1))
+    def lr(self, initial_lr: float, t: int) -> float:
+        return initial_lr * (self.start_factor + (self.end_factor - self.start_factor) * min(t / self.total_iters, 1))
 
 
-class Cosine(Curve):
-    """A linear rise over `warmup_iters`, then half a cosine down to 0 at `total_iters`.
+class Cosine(Schedule):
+    """Linear warm-up over `warmup_iters`, then cosine decay to 0 at `total_iters`.
 
-    Loshchilov and Hutter, SGDR, 2017, without restarts; Goyal et al., 2017, for the warm-up.
+    Loshchilov and Hutter, SGDR, 2017, without restarts; warm-up: Goyal et al., 2017. Unlike PyTorch's
+    CosineAnnealingLR, it has a warm-up and stays at 0 after `total_iters`.
     """
 
     total_iters: PositiveInt
     warmup_iters: NonNegativeInt = 0
 
-    def rate(self, initial: float, t: int) -> float:
+    def lr(self, initial_lr: float, t: int) -> float:
         if t < self.warmup_iters:
-            return initial * (t + 1) / (self.warmup_iters + 1)
-        rest = max(self.total_iters - self.warmup_iters, 1)
-        return initial * (1 + math.cos(math.pi * min((t - self.warmup_iters) / rest, 1))) / 2
+            return initial_lr * (t + 1) / (self.warmup_iters + 1)
+        decay_iters = max(self.total_iters - self.warmup_iters, 1)
+        return initial_lr * (1 + math.cos(math.pi * min((t - self.warmup_iters) / decay_iters, 1))) / 2
 
 
-class Constant(Curve):
-    def rate(self, initial: float, t: int) -> float:  # noqa: ARG002
-        return initial
+class Constant(Schedule):
+    """The initial learning rate throughout."""
+
+    def lr(self, initial_lr: float, t: int) -> float:  # noqa: ARG002
+        return initial_lr
 
 
-SCHEDULES: dict[str, type[Curve]] = {
+SCHEDULES: dict[str, type[Schedule]] = {
     "poly": Poly,
     "step": Step,
     "multistep": MultiStep,

@@ -1,8 +1,8 @@
-"""The augmentations of a training sample, with albumentations: the only file that knows that library.
+"""Augmentation of training samples with albumentations.
 
-The winning solution's pipeline was made with albumentations 1.0.0. Where today's library means something else by
-the same name (noise by its standard deviation, blur, FancyPCA, saturation of gray pixels, unequal scaling), the
-transform or its parameters are such that images are distributed as they were.
+The winning solution used albumentations 1.0.0. Several transforms have changed since: noise is sampled by its standard
+deviation instead of its variance, GaussianBlur and FancyPCA compute something else, HueSaturationValue skips gray
+pixels and Affine scales the axes independently. The transforms and parameters here restore the distribution of 1.0.0.
 """
 
 from __future__ import annotations
@@ -18,24 +18,31 @@ import numpy as np
 from preprocessing.crops import resize_longer_side
 from training.tools.config import AugmentationConfig
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server for the newest version
 import albumentations as A
 
-# The filters of IsotropicResize: for shrinking, for enlarging.
-RESIZES = (
+# Interpolation of IsotropicResize: (downscaling, upscaling), chosen at random.
+INTERPOLATIONS = (
     (cv2.INTER_AREA, cv2.INTER_CUBIC),
     (cv2.INTER_AREA, cv2.INTER_LINEAR),
     (cv2.INTER_LINEAR, cv2.INTER_LINEAR),
 )
-# Gives the kernel 1 2 1 that OpenCV takes for 3 pixels if it is told no sigma.
+# Standard deviation whose 3-pixel kernel is (1, 2, 1) / 4, which OpenCV uses if it is given no sigma.
 BLUR_SIGMA = (1 / (2 * np.log(2))) ** 0.5
+# Largest changes. Hue: of 180; saturation and value: of 255.
 BRIGHTNESS, CONTRAST = 0.2, 0.2
 HUE, SATURATION, VALUE = 20, 30, 20
+# Standard deviation of FancyPCA's strength.
 PCA_ALPHA = 0.1
 
 
 class Augmentation:
-    """Augments a crop of any size to a square of `size`; a function of its arguments and the seed."""
+    """Augments a crop of any size to a square. The result depends only on the arguments, including the seed.
+
+    Args:
+        size: side of the square in pixels.
+        config: strengths and probabilities; the winning solution's by default.
+    """
 
     def __init__(self, size: int, config: AugmentationConfig | None = None):
         self.pipeline = build_pipeline(size, config or AugmentationConfig())
@@ -43,25 +50,36 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, seed: np.random.SeedSequence
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """RGB uint8 (height, width, 3) and its mask, uint8 (height, width), to (size, size, 3) and (size, size)."""
-        numbers, draws = seed.spawn(2)
-        self.pipeline.set_random_state(np.random.default_rng(numbers), random.Random(int(draws.generate_state(1)[0])))
+        """Augment an image and its mask.
+
+        Args:
+            image: uint8 (height, width, 3), RGB.
+            mask: uint8 (height, width), or None.
+            seed: seed of all random choices.
+
+        Returns:
+            The image (size, size, 3) and the mask (size, size).
+        """
+        numpy_seed, python_seed = seed.spawn(2)
+        self.pipeline.set_random_state(
+            np.random.default_rng(numpy_seed), random.Random(int(python_seed.generate_state(1)[0]))
+        )
         targets = {"image": image} if mask is None else {"image": image, "mask": mask}
         augmented = self.pipeline(**targets)
         return augmented["image"], augmented.get("mask")
 
 
 def build_pipeline(size: int, config: AugmentationConfig) -> A.Compose:
-    """The transforms in their order."""
+    """Build the transforms in the winning solution's order."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # albumentations warns of parameters that it ignores
+        warnings.simplefilter("error")  # albumentations only warns about parameters that it does not know
         return A.Compose(
             [
                 A.ImageCompression(quality_range=config.jpeg_quality, p=config.jpeg_p),
                 VarianceNoise(config.noise_variance, p=config.noise_p),
                 A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(BLUR_SIGMA, BLUR_SIGMA), p=config.blur_p),
                 A.HorizontalFlip(p=config.flip_p),
-                A.OneOf([IsotropicResize(size, down, up, p=1) for down, up in RESIZES], p=1),
+                A.OneOf([IsotropicResize(size, down, up, p=1) for down, up in INTERPOLATIONS], p=1),
                 A.PadIfNeeded(size, size, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=1),
                 A.OneOf(
                     [
@@ -91,7 +109,7 @@ def build_pipeline(size: int, config: AugmentationConfig) -> A.Compose:
 
 
 class IsotropicResize(A.DualTransform):
-    """Resize so that the longer side is `size` pixels, keeping the proportions; masks by the nearest pixel."""
+    """Resize to a longer side of `size` pixels, keeping the aspect ratio. Masks use nearest-neighbor interpolation."""
 
     _targets = (A.core.type_definitions.Targets.IMAGE, A.core.type_definitions.Targets.MASK)
 
@@ -107,25 +125,25 @@ class IsotropicResize(A.DualTransform):
 
 
 class VarianceNoise(A.ImageOnlyTransform):
-    """Gaussian noise whose variance, in gray levels squared, is uniform in a range (today's draws the deviation)."""
+    """Add Gaussian noise whose variance, in squared gray levels, is uniform in a range."""
 
     def __init__(self, variance: tuple[float, float], p: float = 0.5):
         super().__init__(p=p)
         self.variance = variance
 
     def get_params(self) -> dict[str, float]:
-        return {"deviation": self.py_random.uniform(*self.variance) ** 0.5}
+        return {"std": self.py_random.uniform(*self.variance) ** 0.5}
 
-    def apply(self, img: np.ndarray, deviation: float, **params: Any) -> np.ndarray:  # noqa: ARG002
+    def apply(self, img: np.ndarray, std: float, **params: Any) -> np.ndarray:  # noqa: ARG002
         noise = self.random_generator.standard_normal(img.shape, np.float32)
-        return np.clip(img + deviation * noise, 0, 255).astype(np.uint8)
+        return np.clip(img + std * noise, 0, 255).astype(np.uint8)
 
 
 class FancyPCA(A.ImageOnlyTransform):
-    """One shift of all pixels, along the image's principal colors (today's scales each pixel's deviation instead).
+    """Shift all pixels by the same color along the image's principal components.
 
-    Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural Networks, NeurIPS 2012, as
-    albumentations 1.0.0 does it: with a single draw, and with the matrix of the eigenvectors transposed.
+    Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural Networks, NeurIPS 2012, as implemented by
+    albumentations 1.0.0: with one random strength for all components and the transposed matrix of eigenvectors.
     """
 
     def __init__(self, alpha: float, p: float = 0.5):
@@ -136,16 +154,16 @@ class FancyPCA(A.ImageOnlyTransform):
         return {"strength": self.py_random.gauss(0, self.alpha)}
 
     def apply(self, img: np.ndarray, strength: float, **params: Any) -> np.ndarray:  # noqa: ARG002
-        covariance = cv2.calcCovarMatrix(
-            img.reshape(-1, 3), None, cv2.COVAR_NORMAL | cv2.COVAR_ROWS | cv2.COVAR_SCALE, ctype=cv2.CV_64F
-        )[0]
+        flags = cv2.COVAR_NORMAL | cv2.COVAR_ROWS | cv2.COVAR_SCALE
+        # OpenCV's stub lacks mean=None.
+        covariance, _ = cv2.calcCovarMatrix(img.reshape(-1, 3), None, flags, ctype=cv2.CV_64F)  # type: ignore[call-overload]
         values, vectors = np.linalg.eigh(covariance / 255**2)
         shift = vectors[:, ::-1].T @ (strength * values[::-1]) * 255
-        return _look_up(img, np.arange(256)[:, None] + shift)
+        return _apply_table(img, np.arange(256)[:, None] + shift)
 
 
 class HueSaturationValue(A.ImageOnlyTransform):
-    """Shifts of hue (of 180), saturation and value (of 255), also of gray pixels (today's leaves these gray)."""
+    """Shift hue (0 to 179), saturation and value (0 to 255) by random amounts, also those of gray pixels."""
 
     def get_params(self) -> dict[str, tuple[float, float, float]]:
         return {"shifts": tuple(self.py_random.uniform(-limit, limit) for limit in (HUE, SATURATION, VALUE))}
@@ -153,10 +171,10 @@ class HueSaturationValue(A.ImageOnlyTransform):
     def apply(self, img: np.ndarray, shifts: tuple[float, float, float], **params: Any) -> np.ndarray:  # noqa: ARG002
         table = np.arange(256)[:, None] + np.array(shifts)
         table[:, 0] %= 180
-        hsv = _look_up(cv2.cvtColor(img, cv2.COLOR_RGB2HSV), table)
+        hsv = _apply_table(cv2.cvtColor(img, cv2.COLOR_RGB2HSV), table)
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Replace the levels of an image (height, width, 3) by those of a table (256, 3), cut off to bytes."""
+def _apply_table(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Map the levels of an image (height, width, 3) with a table (256, 3) that is clipped to uint8."""
     return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)[None])

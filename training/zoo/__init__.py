@@ -1,12 +1,12 @@
 """The networks, by the names that configurations and checkpoints use."""
 
-from torch import nn
+from __future__ import annotations
 
 from training.zoo.classifiers import DeepFakeClassifier, DeepFakeClassifierGWAP, DeepFakeClassifierSRM
 from training.zoo.encoders import ENCODERS
 from training.zoo.unet import EfficientUnetClassifier
 
-NETWORKS = {
+NETWORKS: dict[str, type[DeepFakeClassifier]] = {
     network.__name__: network
     for network in (DeepFakeClassifier, DeepFakeClassifierSRM, DeepFakeClassifierGWAP, EfficientUnetClassifier)
 }
@@ -18,14 +18,21 @@ def build_network(
     pretrained: bool = False,
     dropout: float | None = None,
     drop_path: float | None = None,
-) -> nn.Module:
-    """A network by name. Nothing is downloaded unless `pretrained` asks for the encoder's published weights.
+) -> DeepFakeClassifier:
+    """Build a network by name.
 
-    `dropout` (before the last layer) and `drop_path` (stochastic depth in the encoder): other rates than the names'.
-    Raises ValueError for an unknown name, with those that are known.
+    Args:
+        network: key of NETWORKS.
+        encoder: key of ENCODERS.
+        pretrained: download the encoder's published weights.
+        dropout: dropout rate before the last layer; None for the network's default.
+        drop_path: stochastic depth rate of the encoder; None for the encoder's default.
+
+    Raises:
+        ValueError: unknown name. The message lists the known ones.
     """
-    for name, known in ((network, NETWORKS), (encoder, ENCODERS)):
+    for name, known in ((network, list(NETWORKS)), (encoder, list(ENCODERS))):
         if name not in known:
-            raise ValueError(f"unknown name {name!r}; known: {', '.join(known)}")
+            raise ValueError(f"unknown name {name!r}. Known: {', '.join(known)}")
     rates = {} if dropout is None else {"dropout_rate": dropout}
     return NETWORKS[network](encoder, pretrained=pretrained, drop_path=drop_path, **rates)

@@ -1,6 +1,6 @@
-"""Classifiers of a face crop: an encoder, pooling, dropout and one logit (positive: fake).
+"""Classifiers of face crops: encoder, pooling, dropout and one logit (positive = fake).
 
-Attribute names are those of the released checkpoints' state dicts.
+Attribute names are the keys of the released checkpoints' state dicts.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from torch import nn
 
 from training.zoo.encoders import build_encoder
 
-# Noise filters for manipulation detection: Zhou et al., Learning Rich Features for Image Manipulation
-# Detection, CVPR 2018. A second-order horizontal difference, and a 3x3 and a 5x5 high-pass.
+# Noise filters for manipulation detection (Zhou et al., Learning Rich Features for Image Manipulation Detection,
+# CVPR 2018): a second-order horizontal difference, a 3x3 high-pass filter and a 5x5 high-pass filter.
 SRM_KERNELS = (
     torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, -2, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]) / 2,
     torch.tensor([[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]]) / 4,
@@ -21,35 +21,49 @@ SRM_KERNELS = (
 
 
 class DeepFakeClassifier(nn.Module):
-    """The winning solution's network. Input (n, 3, height, width), normalized; output (n, 1) logits."""
+    """The winning solution's network and the base class of all others.
+
+    Input: normalized images (n, 3, height, width). Output: logits (n, 1).
+
+    Args:
+        encoder: key of `training.zoo.encoders.ENCODERS`.
+        dropout_rate: dropout rate before the last layer.
+        pretrained: download the encoder's published weights.
+        drop_path: stochastic depth rate of the encoder; None for the encoder's default.
+    """
 
     def __init__(
         self, encoder: str, dropout_rate: float = 0.0, pretrained: bool = False, drop_path: float | None = None
     ):
         super().__init__()
         self.encoder = build_encoder(encoder, pretrained, drop_path)
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.avg_pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout_rate)
         self.fc = nn.Linear(self.encoder.num_features, 1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.encoder.forward_features(images)
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits; networks with a decoder return (logits, mask logits)."""
+        return self.classify(self.encoder.forward_features(images))
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, 1) of the encoder's last feature map."""
         return self.fc(self.dropout(self.avg_pool(features).flatten(1)))
 
 
 class DeepFakeClassifierSRM(DeepFakeClassifier):
-    """DeepFakeClassifier on the noise left by three fixed SRM filters."""
+    """DeepFakeClassifier on the output of three fixed noise filters (SRM)."""
 
     def __init__(
         self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
     ):
         super().__init__(encoder, dropout_rate, pretrained, drop_path)
         self.srm_conv = nn.Conv2d(3, 3, kernel_size=5, padding=2, bias=False)
-        # Each filter looks at the three colors alike.
+        # Each filter has the same kernel for all three colors.
         kernels = torch.stack(SRM_KERNELS)[:, None].repeat(1, 3, 1, 1)
         self.srm_conv.weight = nn.Parameter(kernels, requires_grad=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of the filtered images."""
         return super().forward(self.srm_conv(images))
 
 
@@ -64,14 +78,14 @@ class DeepFakeClassifierGWAP(DeepFakeClassifier):
 
 
 class GlobalWeightedAveragePool(nn.Module):
-    """Average of (n, features, height, width) over the image, weighted by a learned map; output (n, features, 1, 1).
+    """Average feature maps (n, channels, height, width) with learned spatial weights to (n, channels, 1, 1).
 
     Qiu, Global Weighted Average Pooling Bridges Pixel-level Localization and Image-level Classification, 2018.
     """
 
-    def __init__(self, features: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(features, 1, kernel_size=1)
+        self.conv = nn.Conv2d(channels, 1, kernel_size=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         weights = self.conv(features).sigmoid().exp()

@@ -1,15 +1,20 @@
-"""The EfficientNet encoders (timm's), under the names of the published code."""
+"""The EfficientNet encoders of timm under the names that the published code gives them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import timm
-from torch import nn
+from timm.models.efficientnet import EfficientNet
 
 
 class Encoder(NamedTuple):
-    """timm's name, and the rate of stochastic depth (drop path) in training."""
+    """A pretrained timm model.
+
+    Attributes:
+        timm_name: name of the model and its weights in timm.
+        drop_path: stochastic depth rate in training.
+    """
 
     timm_name: str
     drop_path: float = 0.2
@@ -31,11 +36,14 @@ ENCODERS = {
 }
 
 
-def build_encoder(name: str, pretrained: bool = False, drop_path: float | None = None) -> nn.Module:
-    """timm's EfficientNet for a name of ENCODERS, with its 1000-class head (released checkpoints hold it).
+def build_encoder(name: str, pretrained: bool = False, drop_path: float | None = None) -> EfficientNet:
+    """Build an encoder with timm's 1000-class head, which is unused but part of the released checkpoints.
 
-    `drop_path`: another rate of stochastic depth than the name's.
+    Args:
+        name: key of ENCODERS.
+        pretrained: download the published weights.
+        drop_path: stochastic depth rate; None for the encoder's default.
     """
     encoder = ENCODERS[name]
     rate = encoder.drop_path if drop_path is None else drop_path
-    return timm.create_model(encoder.timm_name, pretrained=pretrained, drop_path_rate=rate)
+    return cast(EfficientNet, timm.create_model(encoder.timm_name, pretrained=pretrained, drop_path_rate=rate))

@@ -1,6 +1,6 @@
-"""A classifier that also draws where the face was changed: a U-Net decoder on the encoder.
+"""A classifier that also predicts which pixels were manipulated: a U-Net decoder on the encoder.
 
-Attribute names and the order of the decoder's blocks are an interface: checkpoints are loaded by them.
+Attribute names and the order of the decoder's blocks are part of the checkpoint format.
 """
 
 from __future__ import annotations
@@ -10,21 +10,25 @@ from torch import nn
 
 from training.zoo.classifiers import DeepFakeClassifier
 
-# Channels of the decoder's blocks, from the finest (half the input's resolution) to the coarsest.
-DECODER_FILTERS = (64, 128, 256, 256)
-# The encoder's blocks end a level (the resolution is halved behind them) at these positions.
+# Channels of the decoder's stages, from the finest (half the input's resolution) to the coarsest.
+DECODER_CHANNELS = (64, 128, 256, 256)
+# Ranges of the encoder's blocks; each range ends at the last block of a resolution.
 LEVELS = ((0, 2), (2, 3), (3, 5), (5, None))
 
 
 class EfficientUnetClassifier(DeepFakeClassifier):
-    """Input (n, 3, height, width), sides divisible by 32; output (n, 1) logits and mask logits like the input."""
+    """DeepFakeClassifier with a decoder for the mask of manipulated pixels.
+
+    Input: normalized images (n, 3, height, width), height and width divisible by 32. Output: logits (n, 1) and mask
+    logits (n, 1, height, width).
+    """
 
     def __init__(
         self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
     ):
         super().__init__(encoder, dropout_rate, pretrained, drop_path)
         self.decoder = Decoder(self._skip_channels(), self.encoder.num_features)
-        self.final = nn.Conv2d(DECODER_FILTERS[0], 1, kernel_size=1, bias=False)
+        self.final = nn.Conv2d(DECODER_CHANNELS[0], 1, kernel_size=1, bias=False)
         for module in (*self.decoder.modules(), self.final):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -32,12 +36,13 @@ class EfficientUnetClassifier(DeepFakeClassifier):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits, mask logits)."""
         *skips, features = self._encode(images)
-        mask = self.final(self.decoder(features, skips))
-        return self.fc(self.dropout(self.avg_pool(features).flatten(1))), mask
+        mask_logits = self.final(self.decoder(features, skips))
+        return self.classify(features), mask_logits
 
     def _encode(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution."""
+        """Return the feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's resolution."""
         levels = [self.encoder.bn1(self.encoder.conv_stem(images))]
         for first, last in LEVELS:
             levels.append(self.encoder.blocks[first:last](levels[-1]))
@@ -45,47 +50,59 @@ class EfficientUnetClassifier(DeepFakeClassifier):
         return levels
 
     def _skip_channels(self) -> list[int]:
+        """Return the channels of the first four feature maps of `_encode`."""
         blocks = [info["num_chs"] for info in self.encoder.feature_info]
         return [self.encoder.conv_stem.out_channels, *blocks[1:4]]
 
 
 class Decoder(nn.Module):
-    """Upsamples step by step; after each step the encoder's features of that resolution join in."""
+    """Upsample step by step and concatenate the encoder's feature map of the same resolution after each step.
 
-    def __init__(self, skip_channels: list[int], features: int):
+    Args:
+        skip_channels: channels of the encoder's feature maps, from the finest to the coarsest.
+        in_channels: channels of the encoder's last feature map.
+    """
+
+    def __init__(self, skip_channels: list[int], in_channels: int):
         super().__init__()
-        below = (*DECODER_FILTERS[1:], features)
+        coarser = (*DECODER_CHANNELS[1:], in_channels)
+        # From the finest to the coarsest, like the published code.
         self.decoder_stages = nn.ModuleList(
-            Upsample(coarse, fine) for coarse, fine in zip(below, DECODER_FILTERS, strict=True)
+            UpsampleBlock(from_channels, to_channels)
+            for from_channels, to_channels in zip(coarser, DECODER_CHANNELS, strict=True)
         )
-        # Unlike the stages, listed from the coarsest to the finest.
+        # From the coarsest to the finest, like the published code.
         self.bottlenecks = nn.ModuleList(
-            Join(skip + filters, filters)
-            for skip, filters in zip(reversed(skip_channels), reversed(DECODER_FILTERS), strict=True)
+            SkipBlock(skip + channels, channels)
+            for skip, channels in zip(reversed(skip_channels), reversed(DECODER_CHANNELS), strict=True)
         )
         self.last = nn.UpsamplingBilinear2d(scale_factor=2)
 
     def forward(self, features: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
-        for upsample, join, skip in zip(reversed(self.decoder_stages), self.bottlenecks, reversed(skips), strict=True):
-            features = join(upsample(features), skip)
+        for upsample, merge, skip in zip(reversed(self.decoder_stages), self.bottlenecks, reversed(skips), strict=True):
+            features = merge(upsample(features), skip)
         return self.last(features)
 
 
-class Upsample(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int):
+class UpsampleBlock(nn.Module):
+    """Double the resolution, then a 3x3 convolution and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.layer = nn.Sequential(
-            nn.Upsample(scale_factor=2), nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.ReLU(inplace=True)
+            nn.Upsample(scale_factor=2), nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU(inplace=True)
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.layer(features)
 
 
-class Join(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int):
+class SkipBlock(nn.Module):
+    """Concatenate decoded features with the encoder's, then a 3x3 convolution and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.seq = nn.Sequential(nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.ReLU(inplace=True))
+        self.seq = nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU(inplace=True))
 
     def forward(self, decoded: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         return self.seq(torch.cat([decoded, skip], dim=1))

@@ -1,0 +1,40 @@
+"""A checkpoint of the released shape, for benchmarks whose result does not depend on the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from training.tools.checkpoint import Recipe, save_checkpoint
+from training.zoo import build_network
+
+
+def write_random_b7(path: Path) -> Path:
+    """Write a checkpoint with the released ones' network (DeepFakeClassifier, B7, 380 pixels) and random weights.
+
+    The weights are the same on every call.
+    """
+    recipe = Recipe()
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in build_network(recipe.network, recipe.encoder).state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    save_checkpoint(path, {key: _random(key, shape, generator) for key, shape in shapes.items()}, recipe)
+    return path
+
+
+def _random(key: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Return random values for a tensor of the state dict, scaled so that activations keep their magnitude."""
+    name = key.rpartition(".")[2]
+    if name == "num_batches_tracked":
+        return torch.zeros(shape, dtype=torch.long)
+    if name == "running_var":
+        return torch.empty(shape).uniform_(0.8, 1.25, generator=generator)
+    if len(shape) > 1:  # convolutions and linear layers
+        gain = 2 if len(shape) == 4 else 1
+        return torch.randn(shape, generator=generator) * (gain / shape[1:].numel()) ** 0.5
+    if name == "weight":
+        # Each residual block adds the output of its bn3: unscaled, activations would grow with the depth.
+        scale = 0.56 if ".bn3." in key else 1.0
+        return torch.empty(shape).uniform_(0.7, 1.3, generator=generator) * scale
+    return 0.1 * torch.randn(shape, generator=generator)

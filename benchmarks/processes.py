@@ -1,0 +1,39 @@
+"""Run a Python program in a process of its own and measure it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Usage(NamedTuple):
+    """What a program took: seconds, start-up included, and the peak memory of its largest process in bytes."""
+
+    seconds: float
+    memory: int
+
+
+class ProgramError(UserError):
+    """A measured program that failed."""
+
+
+def measure(*arguments: str | Path) -> Usage:
+    """Run `python ARGUMENTS...` in the repository root, without its standard output. Raises ProgramError."""
+    command = [sys.executable, *map(str, arguments)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 has collected the process
+    if process.returncode:
+        raise ProgramError(f"{' '.join(command)}: failed with exit status {process.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Usage(seconds, usage.ru_maxrss * unit)

@@ -1,0 +1,102 @@
+"""The direction of the dependencies: common <- preprocessing <- training <- inference <- the scripts in the root."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("common", "preprocessing", "training", "inference")
+ENTRY_POINTS = (
+    "predict_folder.py",
+    "plot_loss.py",
+    "training/pipelines/train_classifier.py",
+    "training/pipelines/evaluate.py",
+    "training/pipelines/calibrate.py",
+)
+HEAVY = {"torch", "timm", "facenet_pytorch", "albumentations", "sklearn", "matplotlib", "pandas", "skimage"}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {
+    module_of(path): path
+    for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in (*LAYERS, "tests", "benchmarks")))
+    for path in ROOT.glob(pattern)
+}
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules of this repository that a module imports, also within functions and for type checking."""
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            found = next((known for known in (name, name.rpartition(".")[0]) if known in FILES), None)
+            if found and found != module:
+                yield found
+
+
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+GRAPH = {module: set(imports(module)) for module in FILES}
+PRODUCT = {module for module in FILES if package_of(module) not in ("tests", "benchmarks")}
+
+
+def loaded_at_import(module: str) -> set[str]:
+    """The packages that importing a module loads, by way of this repository's modules too."""
+    loaded, todo, seen = set(), [module], set()
+    while todo:
+        current = todo.pop()
+        seen.add(current)
+        for node in ast.parse(FILES[current].read_text()).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            loaded.update(map(package_of, names))
+            todo += [name for name in names if name in FILES and name not in seen]
+    return loaded
+
+
+def test_imports_point_downward() -> None:
+    for module in PRODUCT:
+        package = package_of(module)
+        allowed = LAYERS[: LAYERS.index(package) + 1] if package in LAYERS else LAYERS
+        assert {package_of(name) for name in GRAPH[module]} <= set(allowed), module
+
+
+def test_no_import_cycles() -> None:
+    TopologicalSorter({module: GRAPH[module] for module in PRODUCT}).prepare()  # raises CycleError
+
+
+def test_no_stage_imports_another() -> None:
+    stages = {module for module in PRODUCT if "stage.make_parser" in FILES[module].read_text()}
+    assert len(stages) == 7
+    for module in PRODUCT:
+        assert not stages & GRAPH[module], module
+
+
+def test_tests_and_benchmarks_are_independent() -> None:
+    """Benchmarks import no tests; tests share tests.support only."""
+    for module in FILES.keys() - PRODUCT:
+        shared = {name for name in GRAPH[module] if package_of(name) in ("tests", "benchmarks")}
+        allowed = "tests.support" if package_of(module) == "tests" else "benchmarks."
+        assert all(name.startswith(allowed) for name in shared), module
+
+
+def test_entry_points_load_heavy_libraries_late() -> None:
+    """So that --help and wrong arguments are answered at once, and Ctrl-C during start-up gets a clean exit."""
+    for path in ENTRY_POINTS:
+        assert not HEAVY & loaded_at_import(module_of(ROOT / path)), path

@@ -1,0 +1,62 @@
+"""Options that several command lines share. Loads no library, so that --help and wrong arguments answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from common import cli
+
+# Kinds of dropout on training samples, see training.datasets.face_dropout.
+DROPOUTS = ("face", "block", "none")
+# Halves of a fold's originals: a model that is selected or calibrated on one half is measured on the other.
+HALVES = ("calibration", "report")
+# The margin of the crops that preprocessing writes is the face's size divided by this.
+PADDING_PART = 3
+MAX_WORKERS = 8
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `training.pipelines.scoring.read_fold` and `score_fold` need besides --checkpoint."""
+    add = parser.add_argument_group("data for --checkpoint").add_argument
+    add("--data-dir", type=Path, metavar="DATA_ROOT", help="folder of the dataset")
+    add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")
+    add("--folds-csv", type=Path, metavar="CSV", help="list of the crops (default: folds.csv in DATA_ROOT)")
+    add("--fold", type=int, default=0, help="fold to score")
+    add("--public-validation", action="store_true", help="score the 400 videos of DFDC's public test set instead")
+    add("--batch-size", type=cli.positive, default=32, help="number of crops per forward pass")
+    add("--workers", type=cli.not_negative, default=2, help="number of worker processes that load data")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+
+
+def default_workers() -> int:
+    """Return the number of data loading workers: one per core, divided among the training processes of this machine."""
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """Argument type: KEY=VALUE of a configuration; the value is JSON or, if it is not valid JSON, a string."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def label_smoothing(text: str) -> float:
+    """Argument type: a number from 0 to below 0.5."""
+    if not 0 <= float(text) < 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 0.5)")
+    return float(text)
+
+
+def padding_part(text: str) -> int:
+    """Argument type: an integer of at least PADDING_PART."""
+    if int(text) < PADDING_PART:
+        raise argparse.ArgumentTypeError(f"{text} is below {PADDING_PART}: crops have no larger margin")
+    return int(text)
