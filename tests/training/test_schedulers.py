@@ -1,4 +1,4 @@
-"""Learning rates against PyTorch's own schedulers, stepped as they are meant to be."""
+"""Learning rates equal those of PyTorch's schedulers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.optim import lr_scheduler
 
 from training.tools.schedulers import SCHEDULES
 
-RATE = 0.05
+LR = 0.05
 STEPS = 60
 
 
-def stepped(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]) -> list[float]:
-    """The rates of STEPS steps of an optimizer under a scheduler of PyTorch's."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], RATE, momentum=0.9)
+def pytorch_lrs(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]) -> list[float]:
+    """Return the learning rates of STEPS steps with a scheduler of PyTorch."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], LR, momentum=0.9)
     scheduler = make(optimizer)
-    rates = []
+    lrs = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(STEPS):
-            rates.append(optimizer.param_groups[0]["lr"])
+            lrs.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
-    return rates
+    return lrs
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def stepped(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]) -
         (
             "cyclic",
             {"max_lr": 0.2, "step_size_up": 7, "step_size_down": 4},
-            lambda o: lr_scheduler.CyclicLR(o, RATE, 0.2, 7, 4, cycle_momentum=False),
+            lambda o: lr_scheduler.CyclicLR(o, LR, 0.2, 7, 4, cycle_momentum=False),
         ),
         (
             "linear",
@@ -53,32 +53,32 @@ def stepped(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]) -
     ],
 )
 def test_equals_pytorch(name: str, params: dict, reference: Callable) -> None:
-    curve = SCHEDULES[name](**params)
-    assert [curve.lr(RATE, t) for t in range(STEPS)] == pytest.approx(stepped(reference), rel=1e-6, abs=1e-12)
+    schedule = SCHEDULES[name](**params)
+    assert [schedule.lr(LR, t) for t in range(STEPS)] == pytest.approx(pytorch_lrs(reference), rel=1e-6, abs=1e-12)
 
 
 def test_poly_of_the_published_recipe() -> None:
-    """0.01 (1 - t / 100500) ** 0.9 at the first, a middle and the last of 100000 steps, worked out by hand."""
-    curve = SCHEDULES["poly"](max_iter=100500)
-    assert curve.lr(0.01, 0) == 0.01
-    assert curve.lr(0.01, 50250) == pytest.approx(0.01 * 0.5**0.9, rel=1e-12)
-    assert curve.lr(0.01, 99999) == pytest.approx(0.01 * math.exp(0.9 * math.log(501 / 100500)), rel=1e-9)
-    assert curve.lr(0.01, 200000) == 0  # the published one starts again from the top
+    """0.01 * (1 - t / 100500) ** 0.9 at the first, a middle and the last of 100,000 steps."""
+    schedule = SCHEDULES["poly"](max_iter=100500)
+    assert schedule.lr(0.01, 0) == 0.01
+    assert schedule.lr(0.01, 50250) == pytest.approx(0.01 * 0.5**0.9, rel=1e-12)
+    assert schedule.lr(0.01, 99999) == pytest.approx(0.01 * math.exp(0.9 * math.log(501 / 100500)), rel=1e-9)
+    assert schedule.lr(0.01, 200000) == 0  # the published schedule starts over instead
 
 
 def test_cosine() -> None:
-    """PyTorch's cosine behind a warm-up of its own."""
-    curve = SCHEDULES["cosine"](total_iters=50, warmup_iters=10)
-    rates = [curve.lr(RATE, t) for t in range(51)]
-    assert rates[:10] == pytest.approx([RATE * (t + 1) / 11 for t in range(10)])
-    reference = stepped(lambda o: lr_scheduler.CosineAnnealingLR(o, 40))
-    assert rates[10:] == pytest.approx(reference[:41], rel=1e-6, abs=1e-12)
+    """A linear warmup, then PyTorch's cosine schedule."""
+    schedule = SCHEDULES["cosine"](total_iters=50, warmup_iters=10)
+    lrs = [schedule.lr(LR, t) for t in range(51)]
+    assert lrs[:10] == pytest.approx([LR * (t + 1) / 11 for t in range(10)])
+    reference = pytorch_lrs(lambda o: lr_scheduler.CosineAnnealingLR(o, 40))
+    assert lrs[10:] == pytest.approx(reference[:41], rel=1e-6, abs=1e-12)
 
 
-def test_reading_a_rate_changes_nothing() -> None:
-    """Fault 28: reading the published rate moved it on. Here any order of reading gives the same."""
+def test_reading_a_learning_rate_has_no_side_effect() -> None:
+    """Any order of reading gives the same values; in the published code, reading advanced the schedule."""
     for name, params in (("poly", {"max_iter": 40}), ("cyclic", {"max_lr": 0.2}), ("step", {"step_size": 3})):
-        curve = SCHEDULES[name](**params)
-        rates = [curve.lr(RATE, t) for t in range(STEPS)]
+        schedule = SCHEDULES[name](**params)
+        lrs = [schedule.lr(LR, t) for t in range(STEPS)]
         order = random.Random(0).sample(range(STEPS), STEPS)
-        assert {t: curve.lr(RATE, t) for t in order} == dict(enumerate(rates))
+        assert {t: schedule.lr(LR, t) for t in order} == dict(enumerate(lrs))
