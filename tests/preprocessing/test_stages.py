@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import subprocess
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_missing_inputs_have_a_status(root: DataRoot, tmp_path: Path):
 def run_on_terminal(command: list[str]) -> str:
     """Return the output of a command whose standard output and error are a terminal."""
     terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))  # without a width, tqdm draws nothing
     process = subprocess.Popen(command, stdout=end, stderr=end)
     os.close(end)
     output = b""

@@ -190,28 +190,30 @@ def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_robustness_of_unchanged_crops_equals_the_report(retrained: Path) -> None:
-    auc, log_loss, *_ = robustness(retrained, retrained / "out/model.pt")[0]
+def test_robustness_starts_with_the_report(retrained: Path) -> None:
+    """Unchanged crops give the metrics of the report. Every change beyond JPEG compression gives another loss."""
+    (auc, log_loss, *_), *changed = robustness(retrained, retrained / "out/model.pt")
     metrics = json.loads((retrained / "out/metrics.json").read_text())
     assert (auc, log_loss) == (f"{metrics['auc']:.3f}", f"{metrics['log_loss']:.3f}")
+    assert len(changed) == 12
+    assert all(line[1] != log_loss for line in changed[3:])
 
 
 @pytest.mark.slow
 def test_robustness_changes_what_it_says(tmp_path: Path) -> None:
-    """Resizing, moving and rotating does not change the scores of crops of a single gray; noise and darkness do."""
+    """Resizing, rotating and shifting keeps the scores of crops of a single gray; noise and darkness do not."""
     ids = [str(number) for number in range(20) if half_of(str(number)) == "report"][:4]
     rows = []
     for number in ids:
-        for video, label, level in ((number, 0, 200), (f"{number}_fake", 1, 130)):
+        for video, label, level in ((number, 0, 128), (f"{number}_fake", 1, 40)):
             face_crops.write(tmp_path / f"crops/{video}/0_0.png", encode_image(np.full((224, 224, 3), level, np.uint8)))
             rows.append((video, "0_0.png", label, number, 0, 0))
     face_crops.write_folds(tmp_path, rows)
     losses = [float(line[1]) for line in robustness(tmp_path, DEFAULT)]
-    unchanged, _, _, _, half, quarter, noise, dark, gray, *moved = losses
-    assert len(moved) == 4
-    assert [half, quarter, gray, *moved] == pytest.approx([unchanged] * 7, abs=0.01)
-    assert abs(noise - unchanged) > 0.05
-    assert abs(dark - unchanged) > 0.05
+    unchanged, _, _, _, half, quarter, noise, dark, gray, *geometry = losses
+    assert [half, quarter, gray, *geometry] == pytest.approx([unchanged] * 7, abs=0.002)
+    assert abs(noise - unchanged) > 0.005
+    assert abs(dark - unchanged) > 0.015
 
 
 @pytest.mark.slow
