@@ -23,12 +23,12 @@ def crop_name(frame: int, face: int) -> str:
 
 def landmarks_name(crop: str) -> str:
     """Return the file name of the landmarks for the file name of a crop."""
-    return crop.removesuffix(CROP_SUFFIX) + LANDMARKS_SUFFIX
+    return crop.rpartition(".")[0] + LANDMARKS_SUFFIX
 
 
 def diff_name(crop: str) -> str:
     """Return the file name of the mask for the file name of a fake's crop."""
-    return crop.removesuffix(CROP_SUFFIX) + DIFF_SUFFIX
+    return crop.rpartition(".")[0] + DIFF_SUFFIX
 
 
 @dataclass(frozen=True)

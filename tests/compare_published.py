@@ -1,22 +1,23 @@
-"""Compare with what the published code gave for the same clips.
+"""Compare preprocessing and video scores with those of the published code for the same clips.
 
     python -m tests.compare_published --videos DIR --preprocessing preprocessing_634.json --scores video_scores.json
 
-Both JSON files were written with the code of 2020, float32, detector scale 0.5. The first is of an `original`
-and a `fake`: the `boxes` of every 10th frame (frame -> list of boxes), `crops` by video and name (`shape`,
-`mean_bgr`), `landmarks` by name, `diffs` by name (`mean`, `over_20`). The second has by clip the `score`, the
-number of `faces` and the `min`, `max` and `mean` of their scores by one B7 filled as in tests/golden.py.
+The two reference files are not part of the repository. They were made with the published code in float32, at detector
+scale 0.5:
 
-Exit status 1 where a count differs, a box is off by more than 1 pixel, a crop's shape by 2 pixels or its mean
-by 1 gray level, more than 5 % of the landmarks by 2 pixels, a diff's mean by 1 gray level, or a score by 0.02.
-The published diffs wrap around where SSIM is negative, ours are clipped: they are compared wrapped.
+    preprocessing_634.json   one `original` and one `fake`: `boxes` (frame -> bounding boxes), `crops` (video -> name ->
+                             `shape`, `mean_bgr`), `landmarks` (name -> points), `diffs` (name -> `mean`, `over_20`)
+    video_scores.json        per clip: `score`, number of `faces`, and `min`, `max` and `mean` of the face scores of the
+                             B7 that tests/support/golden.py fills
+
+Exit status 1 if a count differs or a difference exceeds its tolerance. The published masks wrap around where SSIM is
+negative and this project's are clipped, so masks are compared before clipping.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,7 +25,10 @@ import cv2
 import numpy as np
 import torch
 
+from common import cli
 from common.allocator import keep_freed_memory
+from common.errors import UserError
+from common.text import plural
 from inference.ensemble import Ensemble
 from inference.predictor import Predictor
 from preprocessing.faces import FaceDetector
@@ -35,22 +39,30 @@ from tests.support.datasets import REAL, fake_of, preprocess, write_part
 from training.zoo import build_network
 
 SCALE = 0.5
+# Largest differences from the published code. Boxes and landmarks in pixels, means in gray levels.
+BOX, CROP_SHAPE, CROP_MEAN, MASK_MEAN, SCORE = 1, 2, 1, 1, 0.02
+LANDMARK, LANDMARK_FRACTION = 2, 0.95  # this fraction of the landmarks must be this close
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--videos", type=Path, required=True)
-    parser.add_argument("--preprocessing", type=Path)
-    parser.add_argument("--scores", type=Path)
-    args = parser.parse_args()
+def get_args_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of the clips")
+    parser.add_argument("--preprocessing", type=Path, metavar="JSON", help="reference outputs of preprocessing")
+    parser.add_argument("--scores", type=Path, metavar="JSON", help="reference video scores")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the comparisons whose reference files are given. Return 1 if one of them fails, else 0."""
     keep_freed_memory()
     clips = {path.stem: path for path in args.videos.rglob("*.mp4")}
-    good = True
+    equal = True
     if args.preprocessing:
-        good &= compare_preprocessing(clips, json.loads(args.preprocessing.read_text()))
+        equal &= compare_preprocessing(clips, json.loads(args.preprocessing.read_text()))
     if args.scores:
-        good &= compare_scores(clips, json.loads(args.scores.read_text()))
-    return 0 if good else 1
+        equal &= compare_scores(clips, json.loads(args.scores.read_text()))
+    return 0 if equal else 1
 
 
 def compare_preprocessing(clips: dict[str, Path], published: dict) -> bool:
@@ -62,56 +74,64 @@ def compare_preprocessing(clips: dict[str, Path], published: dict) -> bool:
             (write_part(root, 0, metadata) / name).symlink_to(clips[Path(name).stem].resolve())
         finished = preprocess(root, "--detector-scale", str(SCALE))
         if finished.returncode:
-            sys.exit(finished.stderr)
+            raise UserError(finished.stderr)
         return all([
             compare_boxes(json.loads((root / f"bboxes/{original}.json").read_text()), published["boxes"]),
             compare_crops(root / "crops", published["crops"]),
             compare_landmarks(root / "landmarks" / original, published["landmarks"]),
-            compare_diffs(root, original, fake, published["diffs"]),
+            compare_masks(root, original, fake, published["diffs"]),
         ])  # fmt: skip
 
 
 def compare_boxes(boxes: dict, published: dict) -> bool:
-    counts = [{frame: len(found or []) for frame, found in each.items()} for each in (boxes, published)]
-    if counts[0] != counts[1]:
-        print("boxes: DIFFERENT counts")
+    ours, theirs = ({frame: len(found or []) for frame, found in each.items()} for each in (boxes, published))
+    if ours != theirs:
+        print("boxes: DIFFERENT numbers of faces")
         return False
-    off = max(np.abs(np.subtract(boxes[frame], found)).max() for frame, found in published.items() if found)
-    print(f"boxes: {len(boxes)} frames, the same counts, off by {off:.2g} pixels at most")
-    return off <= 1
+    largest = max(np.abs(np.subtract(boxes[frame], found)).max() for frame, found in published.items() if found)
+    print(f"boxes: {plural(len(boxes), 'frame')}, equal counts, largest difference {largest:.2g} pixels")
+    return largest <= BOX
 
 
 def compare_crops(crops: Path, published: dict) -> bool:
-    sizes, means = [], []
-    for video, expected in published.items():
-        for name, figures in expected.items():
+    shapes, means = [], []
+    for video, expected_crops in published.items():
+        for name, expected in expected_crops.items():
             crop = cv2.imread(str(crops / video / f"{name}.png"))
-            sizes.append(np.abs(np.subtract(crop.shape, figures["shape"])).max())
-            means.append(np.abs(crop.mean((0, 1)) - figures["mean_bgr"]).max())
-    print(f"crops: {len(sizes)}, sizes off by {max(sizes)} pixels at most, means by {max(means):.2g} gray levels")
-    return max(sizes) <= 2 and max(means) <= 1
+            shapes.append(np.abs(np.subtract(crop.shape, expected["shape"])).max())
+            means.append(np.abs(crop.mean((0, 1)) - expected["mean_bgr"]).max())
+    print(
+        f"crops: {len(shapes)}, largest difference of a side {max(shapes)} pixels, "
+        f"of a mean {max(means):.2g} gray levels"
+    )
+    return max(shapes) <= CROP_SHAPE and max(means) <= CROP_MEAN
 
 
 def compare_landmarks(folder: Path, published: dict) -> bool:
-    off = np.array([np.abs(np.load(folder / f"{name}.npy") - points).max(1) for name, points in published.items()])
-    near, further = np.mean(off <= 2), len(list(folder.iterdir())) - len(off)
-    print(f"landmarks: {len(off)}, {near:.0%} within 2 pixels, off by {off.max()} at most; {further} further ones")
-    return near >= 0.95
-
-
-def compare_diffs(root: Path, original: str, fake: str, published: dict) -> bool:
-    wrapped, clipped = [], []
-    for name, figures in published.items():
-        crops = [read_image(root / "crops" / video / name.replace("_diff", ".png")) for video in (original, fake)]
-        around = cv2.cvtColor(dissimilarity(*crops).astype(np.int64).astype(np.uint8), cv2.COLOR_RGB2GRAY)
-        wrapped.append(abs(around.mean() - figures["mean"]))
-        mask = cv2.imread(str(root / "diffs" / fake / f"{name}.png"), cv2.IMREAD_UNCHANGED)
-        clipped.append(mask.mean() - figures["mean"])
+    differences = np.array([
+        np.abs(np.load(folder / f"{name}.npy") - points).max(1) for name, points in published.items()
+    ])  # fmt: skip
+    close, more = np.mean(differences <= LANDMARK), len(list(folder.iterdir())) - len(differences)
     print(
-        f"diffs: {len(wrapped)}, wrapped as published means off by {max(wrapped):.2g} gray levels at most; "
-        f"clipping makes them brighter by {min(clipped):.2f} to {max(clipped):.2f}"
+        f"landmarks: {plural(len(differences), 'crop')}, {close:.0%} within {LANDMARK} pixels, largest difference "
+        f"{differences.max()}; {plural(more, 'crop')} without published landmarks"
     )
-    return max(wrapped) <= 1
+    return close >= LANDMARK_FRACTION
+
+
+def compare_masks(root: Path, original: str, fake: str, published: dict) -> bool:
+    wrapped, clipped = [], []
+    for name, expected in published.items():
+        crops = [read_image(root / "crops" / video / name.replace("_diff", ".png")) for video in (original, fake)]
+        mask = cv2.cvtColor(dissimilarity(*crops).astype(np.int64).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+        wrapped.append(abs(mask.mean() - expected["mean"]))
+        ours = cv2.imread(str(root / "diffs" / fake / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        clipped.append(ours.mean() - expected["mean"])
+    print(
+        f"masks: {len(wrapped)}, largest difference of a mean before clipping {max(wrapped):.2g} gray levels; "
+        f"clipping adds {min(clipped):.2f} to {max(clipped):.2f}"
+    )
+    return max(wrapped) <= MASK_MEAN
 
 
 def compare_scores(clips: dict[str, Path], published: dict) -> bool:
@@ -120,17 +140,16 @@ def compare_scores(clips: dict[str, Path], published: dict) -> bool:
         torch.save({"state_dict": network.state_dict()}, f"{folder}/b7")
         ensemble = Ensemble([f"{folder}/b7"], "auto", "float32")
     predictor = Predictor(ensemble, FaceDetector("inference", ensemble.device, SCALE))
-    good = True
+    equal = True
     for name, result in zip(published, predictor.predict(clips[name] for name in published), strict=True):
-        scores = [face["scores"]["b7"] for face in result.faces]
+        scores, expected = [face["scores"]["b7"] for face in result.faces], published[name]
         ours = {"score": result.score, "min": min(scores), "max": max(scores), "mean": float(np.mean(scores))}
-        off = {key: abs(value - published[name][key]) for key, value in ours.items()}
-        good &= off["score"] <= 0.02 and len(scores) == published[name]["faces"]
-        print(
-            f"{name}: {len(scores)} faces ({published[name]['faces']}), off by", {k: f"{v:.2g}" for k, v in off.items()}
-        )
-    return good
+        differences = {key: abs(value - expected[key]) for key, value in ours.items()}
+        equal &= differences["score"] <= SCORE and len(scores) == expected["faces"]
+        listed = ", ".join(f"{key} {value:.2g}" for key, value in differences.items())
+        print(f"{name}: {len(scores)} faces (published: {expected['faces']}), differences: {listed}")
+    return equal
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.main(main, get_args_parser())

@@ -216,6 +216,7 @@ def test_refuses_to_resume_with_other_settings(finished: Path) -> None:
         run(finished, "--set", "optimizer.learning_rate=0.1")
 
 
+@pytest.mark.slow
 def test_resumes_for_more_epochs_and_in_another_folder(root: Path) -> None:
     """One epoch and then another, in place or from a copy of the checkpoint, equals two epochs at once."""
     assert run(root, "--epochs", 1, "--prefix", "a_") == 0
