@@ -28,7 +28,8 @@ from common import cli
 from common.text import plural
 from preprocessing.layout import BBOXES, CROPS, DIFFS, FOLDS_COLUMNS, FOLDS_CSV, FRAME_STEP, LANDMARKS
 
-SCALE = 0.5
+SCALE = 0.5  # of the face detector's input
+OPTIONS = ("--detector-scale", SCALE, "--no-dataset-report")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
         for stage in BASELINE:
             used = np.array([
                 measure("-m", "benchmarks.preprocess", "--root-dir", theirs, "--baseline", stage),
-                measure(f"preprocessing/{stage}.py", "--root-dir", ours, "--detector-scale", SCALE),
+                measure(f"preprocessing/{stage}.py", "--root-dir", ours, *OPTIONS),
             ])  # fmt: skip
             total = np.stack([total[:, 0] + used[:, 0], np.maximum(total[:, 1], used[:, 1])], axis=1)
             print_row(stage, used)
