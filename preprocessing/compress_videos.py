@@ -1,9 +1,9 @@
-"""Re-encode all videos with a stronger compression, as an offline augmentation.
+"""Re-encode all videos with stronger compression, as an offline augmentation.
 
     python preprocessing/compress_videos.py --root-dir DATA_ROOT [--seed 777]
 
-writes DATA_ROOT/compressed/, a dataset of the same layout that `--root-dir DATA_ROOT/compressed` preprocesses: H.264
-without sound, at a constant rate factor (CRF) sampled from 23, 28 and 32 by the seed and the video's id.
+writes DATA_ROOT/compressed/, a dataset of the same layout, to preprocess with `--root-dir DATA_ROOT/compressed`: H.264
+without sound, at a constant rate factor (CRF) of 23, 28 or 32, which the seed and the video's id determine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 
 if not __package__:
@@ -29,10 +28,9 @@ from preprocessing import stage
 from preprocessing.dataset import description_files
 from preprocessing.layout import COMPRESSED
 from preprocessing.video import Clip, VideoError, iter_frames
+from preprocessing.x264 import reproducible_options
 
 RATE_FACTORS = (23, 28, 32)
-# cv::CpuFeatures; OpenCV's Python module has no name for it.
-CPU_AVX_512F = 13
 TIME_BASE = Fraction(1, 90000)  # seconds
 VERSION = 1
 SEED = 777
@@ -66,22 +64,14 @@ def rate_factor(clip: str, seed: int) -> int:
     return int(np.random.default_rng([seed, zlib.crc32(clip.encode())]).choice(RATE_FACTORS))
 
 
-def encoder_options(crf: int) -> dict[str, str]:
-    """Return the options with which libx264 encodes the same frames to the same bytes on every run."""
-    options = {"crf": str(crf), "threads": "1"}
-    if cv2.checkHardwareSupport(CPU_AVX_512F):
-        options["x264-params"] = "asm=avx2"  # x264's AVX-512 code is not deterministic
-    return options
-
-
 def compress(path: Path, output: Path, crf: int) -> Outcome:
-    """Re-encode one clip. Frames keep their times; an odd last row or column is cut off."""
+    """Re-encode one clip. Frames keep their timestamps; an odd last row or column is cut off."""
     clip = Clip(path)
     start = min(clip.times[0], 0)
     frames = 0
     make_folder(output.parent)
     with atomic_file(output) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=clip.rate, options=encoder_options(crf))
+        stream = container.add_stream("libx264", rate=clip.rate, options=reproducible_options(crf))
         stream.codec_context.time_base = TIME_BASE
         for source in iter_frames(clip, range(clip.total)):
             height, width = (side // 2 * 2 for side in source.image.shape[:2])
@@ -92,7 +82,7 @@ def compress(path: Path, output: Path, crf: int) -> Outcome:
             container.mux(stream.encode(frame))
             frames += 1
         if not frames:
-            raise VideoError(path, "no frame can be decoded. The file is damaged, download it again")
+            raise VideoError(path, "no frame can be decoded. The file is damaged; download it again")
         container.mux(stream.encode(None))
     lost = clip.total - frames
     message = f"{plural(lost, 'frame')} cannot be decoded" if lost else ""

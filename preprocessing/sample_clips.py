@@ -25,10 +25,13 @@ from av.video.stream import VideoStream
 from skimage.data import astronaut, coffee
 
 from common import cli
+from preprocessing.x264 import reproducible_options
+
+CRF = 18  # visually lossless
 
 
 def moving(picture: np.ndarray, frames: int, width: int, height: int, zoom: float = 1.0) -> Iterator[np.ndarray]:
-    """Yield the frames of a camera that circles over a picture: RGB uint8 (height, width, 3), black outside of it."""
+    """Yield the frames of a camera that circles over a picture: RGB uint8 (height, width, 3), black outside it."""
     for x, y in corners(picture, frames, width, height, zoom):
         transform = np.array([[zoom, 0, x], [0, zoom, y]])
         yield cv2.warpAffine(picture, transform, (width, height), flags=cv2.INTER_LINEAR)
@@ -62,10 +65,11 @@ def write_clip(
     """
     frames = iter(frames)
     first = next(frames)
-    # Index before frames, so that truncated files can be read.
+    # Put the index before the frames, so that truncated files can be read.
     container_options = {"movflags": "faststart"} if Path(path).suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", options=container_options) as container:
-        stream = container.add_stream(codec, rate=rate, options={"crf": "18", **options})
+        defaults = reproducible_options(CRF) if codec == "libx264" else {"crf": str(CRF)}
+        stream = container.add_stream(codec, rate=rate, options={**defaults, **options})
         assert isinstance(stream, VideoStream)
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"

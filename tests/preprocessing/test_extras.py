@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from preprocessing import compress_videos, sample_clips
-from preprocessing.compress_videos import CPU_AVX_512F, RATE_FACTORS, compress, encoder_options, rate_factor
+from preprocessing.compress_videos import RATE_FACTORS, compress, rate_factor
 from preprocessing.dataset import read_dataset
 from preprocessing.video import Clip, iter_frames, read_frames
+from preprocessing.x264 import CPU_AVX_512F, reproducible_options
 from tests.support.datasets import REAL, fake_of, portrait_frames, records, run_stage, write_part
 
 CPU_AVX2 = 11  # cv::CpuFeatures
@@ -56,7 +57,7 @@ def test_compressed_dataset(root: Path):
 
 
 def test_compression_is_reproducible(root: Path, tmp_path: Path):
-    """x264's AVX-512 code encodes the same frames to other bytes on every run."""
+    """x264's AVX-512 code encodes the same frames to different bytes on every run."""
     results = set()
     for number in range(4):
         compress(root / "dfdc_train_part_2/a.mp4", tmp_path / f"{number}.mp4", 28)
@@ -69,7 +70,7 @@ def test_avx512_is_not_used(monkeypatch: pytest.MonkeyPatch, avx512: bool):
     supported = {CPU_AVX2, CPU_AVX_512F} if avx512 else {CPU_AVX2}
     monkeypatch.setattr(cv2, "checkHardwareSupport", supported.__contains__)
     expected = {"crf": "23", "threads": "1"} | ({"x264-params": "asm=avx2"} if avx512 else {})
-    assert encoder_options(23) == expected
+    assert reproducible_options(23) == expected
 
 
 @pytest.mark.skipif(
@@ -79,8 +80,8 @@ def test_avx512_is_not_used(monkeypatch: pytest.MonkeyPatch, avx512: bool):
 def test_without_avx512_the_bytes_are_those_of_an_avx2_cpu(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clip = root / "dfdc_train_part_2/a.mp4"
     compress(clip, tmp_path / "automatic.mp4", 28)
-    options = {**encoder_options(28), "x264-params": "asm=avx2"}
-    monkeypatch.setattr(compress_videos, "encoder_options", lambda _: options)
+    options = {**reproducible_options(28), "x264-params": "asm=avx2"}
+    monkeypatch.setattr(compress_videos, "reproducible_options", lambda _: options)
     compress(clip, tmp_path / "avx2.mp4", 28)
     assert (tmp_path / "automatic.mp4").read_bytes() == (tmp_path / "avx2.mp4").read_bytes()
 
