@@ -26,7 +26,7 @@ command -v curl >/dev/null || { echo "curl: not found. Install it" >&2 && exit 2
 . "$root/environment.sh"
 use_python "$root/requirements.txt"
 
-# Print `FILE: ...` for each file that is a released checkpoint, and to stderr what is wrong with the others.
+# Print `FILE: ...` for each file that is a released checkpoint; report what is wrong with the others to stderr.
 check() {
     PYTHONPATH=$root "$PYTHON" -m training.tools.checkpoint --released "$@"
 }
@@ -42,7 +42,7 @@ fetch() {
         case $status:$code in
             0:* | *:416) return 0 ;; # 416: nothing is left to download
             *:404) echo "$url/$name: no such file. Set WEIGHTS_URL to a location that has it" >&2 && return 1 ;;
-            5:* | 6:* | 7:* | 28:000) # no proxy, no such host, connection refused, no response
+            5:* | 6:* | 7:* | 28:000) # proxy not found, host not found, connection refused, no response
                 echo "$url: cannot be reached. Check the connection and run $0 again" >&2
                 exit 1
                 ;;

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: `use_python FILE` sets PYTHON to an interpreter with the packages of a requirements file.
+# Sourced by the other scripts: `use_python FILE` sets PYTHON to an interpreter with the packages of requirements FILE.
 #
 # If $PYTHON is set, it must have them. Otherwise, python3 (the active environment) is used if it has them, then .venv,
-# which is created or completed if necessary, with the versions of constraints.txt.
+# which is created or updated if necessary, with the versions pinned in constraints.txt.
 
-# Without this, bash goes on with the next command if the interrupted one has handled Ctrl-C.
+# Without this, bash runs the next command if the interrupted one handles Ctrl-C itself.
 trap 'exit 130' INT
 
 use_python() {
@@ -13,7 +13,7 @@ use_python() {
     venv=$root/.venv
     if [ -n "${PYTHON:-}" ]; then
         _has_packages "$PYTHON" "$requirements" || {
-            echo "PYTHON=$PYTHON: does not have the packages of $requirements. Install them there, or unset PYTHON" >&2
+            echo "PYTHON=$PYTHON: lacks packages of $requirements. Install them there, or unset PYTHON" >&2
             return 2
         }
         PYTHON=$(command -v "$PYTHON")
@@ -27,10 +27,10 @@ use_python() {
             return 0
         fi
     done
-    echo "installing the packages of $requirements into $venv (needed once, several GB)" >&2
+    echo "installing the packages of $requirements into $venv (once; several GB)" >&2
     if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-            echo "python3: is older than 3.11. Create $venv with a newer Python (python3.12 -m venv $venv) and run this again" >&2
+            echo "python3: is older than 3.11. Run python3.12 -m venv $venv and then this script again" >&2
             return 2
         }
         python3 -m venv --clear "$venv"

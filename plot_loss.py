@@ -3,8 +3,8 @@
     python plot_loss.py --log-file logs/RUN.jsonl [logs/OTHER.jsonl ...] [--fake-weight 1.4] [--output loss.png]
 
 plots (fake_weight * fake_loss + real_loss) / 2 per epoch. The five best epochs of each run are marked with their
-numbers; the first 16 epochs are not considered if there are more. A star marks the best epoch of training
-(RUN_best.pt), which may be another one: training weighs both classes equally.
+numbers; the first 16 epochs are not considered if there are later ones. A star marks the epoch that training saved as
+RUN_best.pt, which may be a different one: in training, both classes have the same weight.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from training.tools.log import read_log
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# How the winning solution selected checkpoints: the weight of fake_loss, the first epoch considered, the number of
-# epochs.
+# How the winning solution selected checkpoints: the weight of fake_loss, the first epoch considered, and the number of
+# best epochs.
 FAKE_WEIGHT, FIRST_EPOCH, BEST_COUNT = 1.4, 16, 5
 
 log = logging.getLogger(__name__)
 
 
 class PlotError(UserError):
-    """A log without anything to plot."""
+    """A log that has nothing to plot."""
 
 
 class Run(NamedTuple):
@@ -51,7 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--log-file", type=Path, nargs="+", required=True, metavar="JSONL", help="logs of training, LOGDIR/RUN.jsonl")
+    add("--log-file", type=Path, nargs="+", required=True, metavar="JSONL", help="training logs, LOGDIR/RUN.jsonl")
     add("--fake-weight", type=float, default=FAKE_WEIGHT, metavar="WEIGHT", help="weight of fake_loss")
     add("--output", type=Path, metavar="PNG", help="file to write (default: a window, or loss.png without a display)")
     return parser
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{name}: best epochs {epochs}")
         if args.fake_weight != 1 and best_epochs(run.losses)[0] != run.best_in_training:
             print(
-                f"{name}: training selected epoch {run.best_in_training} (RUN_best.pt) with both classes weighed "
+                f"{name}: training selected epoch {run.best_in_training} (RUN_best.pt) with both classes weighted "
                 f"equally; the fake weight here is {args.fake_weight:g}"
             )
     if output is None:
@@ -138,7 +138,7 @@ def plot(runs: Mapping[str, Run], fake_weight: float) -> Figure:
             axes.plot(epoch, losses[epoch], marker="o", color=line.get_color(), zorder=3)
             axes.annotate(str(epoch), (epoch, losses[epoch]), (0, -14), textcoords="offset points", ha="center")
         axes.plot(best_in_training, losses[best_in_training], color=line.get_color(), **star)
-    axes.plot([], [], color="gray", label="best of training (classes weighed equally)", **star)
+    axes.plot([], [], color="gray", label="best epoch in training (classes weighted equally)", **star)
     axes.set(xlabel="epoch", ylabel=f"validation loss, ({fake_weight:g} * fake_loss + real_loss) / 2")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.12)

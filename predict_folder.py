@@ -5,7 +5,7 @@
 writes a CSV with the columns filename and label, one row per video. Without --models, the embedded model in weights/
 is used. After an interruption, the same command resumes.
 
-Exit status: 0 if all videos were read (some may have no face), 3 if some are unreadable, 2 for wrong arguments or a
+Exit status: 0 if all videos were read (some may have no face), 3 if some are unreadable, 2 for invalid arguments or a
 run that cannot continue, 130 after Ctrl-C.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program without a traceback until it is loaded
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all imports are done, Ctrl-C ends the program silently
 
 import argparse
 import logging
@@ -59,20 +59,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="start over instead of resuming an earlier run")
     add = parser.add_argument_group("method").add_argument
     add("--frames", type=cli.positive, default=FRAMES, help="number of frames, evenly spaced over each video")
-    add("--strategy", choices=STRATEGIES, default="confident", help="aggregation of face scores to a video score")
+    add("--strategy", choices=STRATEGIES, default="confident", help="how face scores are aggregated into a video score")
     add(
         "--detector-scale",
         type=parse_scale,
         default="auto",
         metavar="SCALE",
-        help="scale of the face detector's input: auto (by the frame's size) or a number. The released checkpoints "
+        help="scale of the face detector's input: auto (by frame size) or a number. The released checkpoints "
         "were trained and run with 0.5",
     )
     add = parser.add_argument_group("hardware").add_argument
     add("--device", default="auto", help="device of the networks: auto, cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the classifiers")
-    add("--batch-size", type=cli.positive, help="number of faces per forward pass (default: by device)")
-    add("--workers", type=cli.positive, help="number of videos decoded concurrently (default: by CPU cores)")
+    add("--batch-size", type=cli.positive, help="number of faces per forward pass (default: depends on the device)")
+    add("--workers", type=cli.positive, help="number of videos decoded concurrently (default: by number of CPU cores)")
     return parser
 
 
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
     submission.check_outputs([args.output, progress, *([args.details] if args.details else [])], videos)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
 
-    # These import PyTorch, which takes seconds: only after the arguments have been checked.
+    # Imported only after the arguments have been checked, because loading PyTorch takes seconds.
     from inference.ensemble import Ensemble
     from inference.predictor import Predictor
     from preprocessing.faces import FaceDetector

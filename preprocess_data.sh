@@ -5,14 +5,14 @@ set -euo pipefail
 usage() {
     cat <<USAGE
 usage: $0 DATA_ROOT [options]
-  DATA_ROOT            folder of the dataset and of the outputs
-  --detector-scale S   scale of the face detector's input: auto (by the frame's size) or a number
+  DATA_ROOT            folder of the dataset and the outputs
+  --detector-scale S   scale of the face detector's input: auto (by frame size) or a number
   --device D           device of the face detector: auto, cpu, cuda or cuda:1
   --workers N          number of worker processes
   --layout L           layout of the dataset's files: auto, dfdc, ffpp or celebdf
   --crops-dir DIR      folder of the crops within DATA_ROOT
   --preview N          write contact sheets of N crops, landmarks and masks to DATA_ROOT/previews/
-  --retry-failed       try clips again that failed in an earlier run
+  --retry-failed       re-run the clips that failed in an earlier run
   --overwrite          start over instead of resuming an earlier run
 USAGE
 }
@@ -38,7 +38,7 @@ for stage in detect_original_faces extract_crops generate_landmarks generate_dif
         3) status=3 ;;
         *) echo "stopped at $stage (exit status $code)" >&2 && exit "$code" ;;
     esac
-    quiet=(--no-dataset-report) # the first stage has listed the dataset's problems
+    quiet=(--no-dataset-report) # the first stage has already listed the dataset's problems
 done
 if [ $status != 0 ]; then
     echo "finished, but some clips failed (see above). Fix them and run the same command with --retry-failed" >&2

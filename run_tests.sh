@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
     cat <<USAGE
-usage: $0 [arguments of pytest]
+usage: $0 [pytest arguments]
   $0                  all checks and tests (about 15 minutes on 2 cores)
   $0 -m "not slow"    all checks and the fast tests (under 3 minutes)
 USAGE
@@ -14,13 +14,13 @@ case ${1:-} in -h | --help) usage && exit 0 ;; esac
 cd "$(dirname "$0")"
 . ./environment.sh
 use_python "$PWD/requirements-dev.txt"
-# Reject wrong options of pytest now instead of after the checks.
+# Reject invalid pytest options now rather than after the checks.
 "$PYTHON" -m pytest --noconftest --markers "$@" >/dev/null || { usage >&2 && exit 2; }
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
 tools=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
-# requirements-dev.txt leaves these two out on platforms without wheels.
+# requirements-dev.txt omits these two on platforms without wheels.
 if [ -x "$tools/shellcheck" ]; then "$tools/shellcheck" -- *.sh .ci/run; fi
 if [ -x "$tools/hadolint" ]; then "$tools/hadolint" Dockerfile; fi
 "$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"

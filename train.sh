@@ -6,7 +6,7 @@ usage() {
     cat <<USAGE
 usage: $0 DATA_ROOT NUM_GPUS [CONFIG] [options of training/pipelines/train_classifier.py]
   DATA_ROOT   dataset prepared by preprocess_data.sh
-  NUM_GPUS    number of GPUs, each with a process of its own; 0 trains on the CPU
+  NUM_GPUS    number of GPUs (one process per GPU); 0 trains on the CPU
   CONFIG      configuration file (default: configs/b7.json)
 USAGE
 }

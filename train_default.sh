@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
     cat <<USAGE
 usage: $0 DATA_ROOT [OUTPUT_DIR] [options of training/pipelines/train_classifier.py]
-  DATA_ROOT    folder with folds.csv and with the crops that weights/MODEL_CARD.md describes in crops/
+  DATA_ROOT    folder with folds.csv and crops/ (the crops that weights/MODEL_CARD.md describes)
   OUTPUT_DIR   folder for model.pt, metrics.json and the plots (default: weights/retrained/)
 USAGE
 }
@@ -25,9 +25,9 @@ case ${1:--} in
         shift
         ;;
 esac
-shared=() before= # options that calibrate.py and evaluate.py get as well; the previous option
+shared=() previous= # options that calibrate.py and evaluate.py get as well; the previous argument
 for option in "$@"; do
-    case $before in --device | --workers) shared+=("$before" "$option") ;; esac
+    case $previous in --device | --workers) shared+=("$previous" "$option") ;; esac
     case $option in
         --device=* | --workers=*) shared+=("$option") ;;
         --config* | --prefix* | --fold* | --public* | --crops-dir* | --output-dir* | --data-dir* | --preview* | \
@@ -36,7 +36,7 @@ for option in "$@"; do
             exit 2
             ;;
     esac
-    before=$option
+    previous=$option
 done
 . "$root/environment.sh"
 use_python "$root/requirements.txt"

@@ -1,3 +1,3 @@
-"""Infrastructure that every part stands on; knows nothing about faces."""
+"""Infrastructure shared by all packages; nothing in it is specific to faces."""
 
 __version__ = "1.0.0"

@@ -1,7 +1,7 @@
 """Keep freed memory in the process instead of returning it to the system.
 
-Every layer of a network allocates and frees large activations. glibc maps each one separately, and the kernel clears
-its pages every time: on a CPU this takes as long as the networks themselves.
+Every layer of a network allocates and frees large activations. By default, glibc maps each one separately, and the
+kernel zeroes its pages every time: on a CPU, this takes as long as the forward pass itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Configure malloc for this process. Return False, changing nothing, where the C library is not glibc."""
+    """Configure malloc for this process. Return False if the C library is not glibc or rejects a setting."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from common import __version__
 from common.errors import UserError
 
-# Exit statuses: success; some clips failed; wrong usage, or the run cannot continue; Ctrl-C.
+# Exit statuses: success; some clips failed; invalid usage, or the run cannot continue; Ctrl-C.
 OK, CLIPS_FAILED, CANNOT_CONTINUE, INTERRUPTED = 0, 3, 2, 130
 
 log = logging.getLogger(__name__)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keep the text as written and append the default of each option that has one, except flags."""
+    """Keep line breaks, and append the default to the help of each option that has one, except flags."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         no_default = action.required or action.nargs == 0 or action.default in (None, argparse.SUPPRESS, "", [])
@@ -40,7 +40,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 def positive(text: str) -> int:
     """Argument type: a positive integer."""
     if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
     return int(text)
 
 
@@ -61,7 +61,7 @@ def main(
         parser: the parser of the command line.
         resumable: whether the same command resumes an interrupted run.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names may not be valid UTF-8
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parser.parse_args()
     from tqdm.contrib.logging import logging_redirect_tqdm

@@ -1,4 +1,4 @@
-"""The device that the networks run on, and their precision. PyTorch is imported on first use: it takes seconds."""
+"""Device and precision of the networks. PyTorch is imported on first use, because importing it takes seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# PyTorch's names of the floating-point types that classifiers can run in.
+# Names of the PyTorch dtypes that classifiers can run in.
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
@@ -18,7 +18,7 @@ class DeviceError(UserError):
 
 
 def choose_device(device: str) -> torch.device:
-    """Return a device by name; `auto` is a CUDA GPU, else Apple's GPU, else the CPU. Raises DeviceError."""
+    """Return a device by name; `auto` is a CUDA GPU, else an Apple GPU, else the CPU. Raises DeviceError."""
     import torch
 
     if device == "auto":
@@ -26,13 +26,11 @@ def choose_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError):
-        raise DeviceError(
-            f"--device {device}: PyTorch finds no such device on this machine. Use --device auto"
-        ) from None
+        raise DeviceError(f"--device {device}: not available to PyTorch on this machine. Use --device auto") from None
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return a name of PRECISIONS; `auto` is float16 on a CUDA GPU, bfloat16 on a CPU that has it, else float32."""
+    """Return one of PRECISIONS; `auto` is float16 on CUDA, bfloat16 on a CPU with AVX-512 BF16, else float32."""
     import torch
 
     if precision != "auto":

@@ -16,13 +16,13 @@ class OutputError(UserError):
 
     @classmethod
     def about(cls, path: Path, error: OSError) -> OutputError:
-        """Make the error for a path from the system's error."""
+        """Make an OutputError for a path from an OSError."""
         where = f" ({error.filename})" if error.filename else ""
         return cls(f"{path}: cannot be written: {error.strerror}{where}. Fix that and run the same command again")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file. Non-UTF-8 file names within text keep their bytes. Raises OutputError."""
+    """Write a file, text as UTF-8; non-UTF-8 file names in the text keep their bytes. Raises OutputError."""
     if isinstance(content, str):
         content = content.encode("utf-8", errors="surrogateescape")
     with atomic_file(path) as temporary:
@@ -31,7 +31,10 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that is renamed to `path` when the block succeeds. Raises OutputError."""
+    """Yield a temporary path that is renamed to `path` when the block succeeds.
+
+    Raises OutputError, also for an OSError in the block.
+    """
     temporary = path.with_name(f"{path.name}.part")
     try:
         try:
@@ -48,7 +51,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder that replaces the one at `path` when the block succeeds.
 
-    Raises OutputError, also for what cannot be written within the block.
+    Raises OutputError, also for an OSError in the block.
     """
     new, old = (path.with_name(f".{path.name}.{part}") for part in ("part", "old"))
     try:

@@ -31,9 +31,9 @@ from common.errors import ClipError, UserError
 from common.files import make_folder, remove
 from common.journal import Journal, last_settings, stamp_of
 
-# This many crashes in a row mean that no worker process can run.
+# After this many crashes in a row, the run ends: apparently no worker process can run.
 MAX_CRASHES = 10
-# Statuses of the runner itself: an unexpected error; a worker process that died (killed for memory, for example).
+# Statuses set by the runner itself: an unexpected error; a worker process that died (out of memory, for example).
 FAILED, CRASHED = "failed", "crashed"
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class StageError(UserError):
 
 
 class Statuses(NamedTuple):
-    """What the statuses of a stage mean. All others are failures, which --retry-failed runs again.
+    """What the statuses of a stage mean. All others are failures, which --retry-failed re-runs.
 
     Attributes:
         done: the clip has an output.
@@ -86,7 +86,7 @@ class Outcome:
     Attributes:
         status: `ok` or another status of the stage.
         message: for the log and the journal.
-        counts: for the summary, which shows their sums.
+        counts: numbers that the summary adds up per status.
         seconds: processing time.
     """
 
@@ -96,8 +96,8 @@ class Outcome:
     seconds: float = 0.0
 
 
-# A generator of jobs and their outcomes as they finish, in any order. It raises the function's UserErrors, and closing
-# it early stops the jobs in flight.
+# A generator of jobs and their outcomes as they finish, in any order. UserErrors of the function propagate from
+# it, and closing it early stops the jobs in flight.
 Outcomes = Generator[tuple[Job, Outcome], None, None]
 Executor = Callable[[Callable[..., Outcome], Iterable[Job], int], Outcomes]
 
@@ -182,10 +182,10 @@ def _open_journal(output: Path, settings: Mapping[str, Any], overwrite: bool) ->
     path = journal_path(output)
     owner = last_settings(path).get("stage")
     if owner and owner != settings.get("stage"):
-        raise StageError(f"{output}: holds the outputs of {owner}. Choose another folder, or delete it and {path}")
+        raise StageError(f"{output}: contains the outputs of {owner}. Choose another folder, or delete it and {path}")
     journal = Journal(path, settings, overwrite)
     if journal.changed:
-        log.info("settings changed since the last run (%s): clips are processed again", ", ".join(journal.changed))
+        log.info("settings changed since the last run (%s): re-running the clips", ", ".join(journal.changed))
     return journal
 
 
@@ -211,18 +211,18 @@ def _stop_after_crashes(results: Outcomes) -> Iterator[tuple[Job, Outcome]]:
         yield job, outcome
         crashes = crashes + 1 if outcome.status == CRASHED else 0
         if crashes == MAX_CRASHES:
-            raise StageError(f"--workers: {crashes} worker processes in a row died. Use fewer if memory is short")
+            raise StageError(f"--workers: {crashes} worker processes died in a row. Use fewer if memory is short")
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Wait until no other run writes to a folder. The system releases the lock of a process that dies."""
+    """Lock a folder, after waiting for any other run that writes to it. The lock of a process that dies is released."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.warning("%s: another run is writing to it; waiting until that has finished", folder)
+            log.warning("%s: another run is writing to it; waiting for that run to finish", folder)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks
             log.warning("%s: cannot be locked (%s). Make sure that no other run writes to it", folder, error.strerror)
@@ -232,7 +232,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: int) -> Outcomes:
-    """Run jobs in worker processes on this machine, each with one thread and one clip at a time. An Executor."""
+    """Run jobs in worker processes on this machine, each with one thread and one clip at a time (an Executor)."""
     # Libraries read these when they are loaded, so set them before the processes start.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     queue = iter(jobs)

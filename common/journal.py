@@ -17,8 +17,8 @@ Stamp = list[int]
 class Journal:
     """A JSON Lines file: the settings of the last run, then one record per finished clip.
 
-    Each record carries the hash of the settings that it was made with. A clip's last record counts if its settings
-    and its stamp (any JSON value that changes with the clip's inputs) are the current ones.
+    Each record carries the hash of the settings that it was made with. A clip's last record is valid if its
+    settings and its stamp (any JSON value that changes with the clip's inputs) are the current ones.
 
     Attributes:
         changed: names of the settings that differ from those of the last run.
@@ -27,8 +27,8 @@ class Journal:
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False):
         self.path = path
         self.hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        before, lines = ({}, []) if overwrite else _read(path)
-        self.changed = [key for key in {**before, **settings} if before and before.get(key) != settings.get(key)]
+        previous, lines = ({}, []) if overwrite else _read(path)
+        self.changed = [key for key in {**previous, **settings} if previous and previous.get(key) != settings.get(key)]
         self._last_lines = {line["clip"]: line for line in lines}
         atomic_write(path, "".join(map(_format, ({"settings": dict(settings)}, *self._last_lines.values()))))
 
@@ -38,7 +38,7 @@ class Journal:
         return line["record"] if line and (line["stamp"], line["settings"]) == (stamp, self.hash) else None
 
     def add(self, clip: str, stamp: Any, record: dict[str, Any]) -> None:
-        """Append the record of a finished clip with the stamp taken before it was read. Raises OutputError."""
+        """Append the record of a finished clip; `stamp` was taken before its inputs were read. Raises OutputError."""
         line = {"clip": clip, "stamp": stamp, "settings": self.hash, "record": record}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -50,7 +50,7 @@ class Journal:
 def stamp_of(path: Path) -> Stamp | None:
     """Return the stamp of a file or folder; None if it does not exist.
 
-    The size of a folder depends on the file system only and counts as 0.
+    The size of a folder depends on the file system, not on its contents, and is recorded as 0.
     """
     try:
         status = path.stat()
@@ -69,7 +69,7 @@ def _format(value: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the settings and records up to the first incomplete line; ({}, []) for a file that is no journal."""
+    """Return the settings and records up to the first incomplete line; ({}, []) for a file that is not a journal."""
     lines: list[dict[str, Any]] = []
     for text in path.read_bytes().splitlines() if path.is_file() else []:
         types = {"clip": str, "stamp": object, "settings": str, "record": dict} if lines else {"settings": dict}

@@ -1,4 +1,4 @@
-"""Words and numbers in messages."""
+"""Formatting of names and counts in messages."""
 
 from __future__ import annotations
 

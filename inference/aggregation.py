@@ -1,4 +1,4 @@
-"""Aggregation of the scores of a video's faces to the probability that the video is fake."""
+"""Aggregation of a video's face scores into the probability that the video is fake."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 FRAMES = 32  # frames sampled per video
 CONFIDENT_FAKE = 0.8  # scores above are confident fakes
 CONFIDENT_REAL = 0.2  # scores below are confident reals
-MIN_FAKES = 11  # confident fakes count if there are more than this
+MIN_FAKES = 11  # for n scores, confident fakes decide if there are more than this
 FAKE_DIVISOR = 2.5  # ... and more than n // FAKE_DIVISOR
-REAL_FRACTION = 0.9  # confident reals count if they are more than this fraction of n
+REAL_FRACTION = 0.9  # otherwise, confident reals decide if they are more than this fraction of n
 
 
 def confident_strategy(scores: np.ndarray) -> float:
     """Return the mean of the confident scores if there are enough of them, else the mean of all scores.
 
-    Confident fakes come first and need a smaller fraction than confident reals, because a face swap may be visible in
-    some frames only.
+    Confident fakes are checked first and need a smaller fraction than confident reals, because a face swap may be
+    visible in some frames only.
 
     Args:
         scores: (n,), n >= 1, probabilities from 0 to 1.

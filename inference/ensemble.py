@@ -18,7 +18,7 @@ from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
 from training.tools.checkpoint import Recipe, load_network
 
-# In bfloat16 mode, the encoder's stages of blocks from this index on run in bfloat16.
+# In bfloat16, only the encoder's block stages from this index on are converted.
 FIRST_BFLOAT16_STAGE = 3
 # Default number of crops per forward pass, by device type.
 BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 16}
@@ -28,7 +28,7 @@ class CropSpec(NamedTuple):
     """How a network's input is cut from a frame.
 
     Attributes:
-        rule: which part of the frame around a face.
+        rule: selects the part of the frame around a face.
         size: side of the square input in pixels.
     """
 
@@ -45,7 +45,7 @@ class Ensemble:
 
     Args:
         paths: the checkpoints.
-        device: PyTorch's name of a device, or `auto`.
+        device: a PyTorch device name, or `auto`.
         precision: `float32`, `float16`, `bfloat16` or `auto`.
 
     Attributes:
@@ -79,7 +79,7 @@ class Ensemble:
 
     @torch.inference_mode()
     def score(self, crops: Mapping[CropSpec, np.ndarray]) -> np.ndarray:
-        """Return the probability that each face is fake, by network: float32 (n, networks).
+        """Return the probability that each face is fake, per network: float32 (n, networks).
 
         Args:
             crops: the crops of n faces for each of `crop_specs`, RGB uint8 (n, size, size, 3).
@@ -99,7 +99,7 @@ class Ensemble:
                 logits = logits[0]
             logits = logits[:, 0].float()
             if not logits.isfinite().all():
-                raise ScoreError(f"{name}: gives a score that is not finite in {self.precision}. {self._remedy()}")
+                raise ScoreError(f"{name}: a score is not finite in {self.precision}. {self._remedy()}")
             columns.append(logits.sigmoid().cpu().numpy())
         return np.stack(columns, axis=1)
 
@@ -108,7 +108,7 @@ class Ensemble:
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Fold each batch norm of an EfficientNet into the preceding convolution, in place. The outputs stay the same."""
+    """Fold each batch norm of an EfficientNet into the preceding convolution, in place. Outputs change by rounding."""
     for module in network.modules():
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
@@ -118,10 +118,10 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def reduce_precision(network: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a network to a floating-point type, in place; only the stages from FIRST_BFLOAT16_STAGE on to bfloat16.
+    """Convert a network to a dtype, in place; to bfloat16, only the stages from FIRST_BFLOAT16_STAGE on.
 
-    bfloat16 has 8 bits of precision. On five real clips, converting the whole network moved video scores by up to
-    0.02, converting these stages only by up to 0.003 (an earlier embedded model).
+    bfloat16 has 8 bits of precision. On five real clips, converting the whole network changed video scores by up to
+    0.02, and converting only these stages by up to 0.003 (measured with an earlier embedded model).
     """
     if dtype != torch.bfloat16:
         network.to(dtype)

@@ -45,7 +45,7 @@ class VideoScore:
         message: why the status is not `ok`.
         score: probability that the video is fake, 0 to 1; UNKNOWN unless the status is `ok`.
         frames: number of frames that were analyzed.
-        fps: average number of frames per second; None if the video is unreadable, like the next three.
+        fps: average frame rate; None, like the next three, if the video could not be decoded.
         duration: length in seconds.
         width: width in pixels, after rotation.
         height: height in pixels, after rotation.
@@ -71,8 +71,8 @@ class _Job:
     """A video in flight.
 
     Attributes:
-        frames: the sampled frames, until faces have been detected in them.
-        shrunk: the detector's input for each frame, for as long.
+        frames: the sampled frames; emptied after face detection.
+        shrunk: the detector's input for each frame; emptied after face detection.
         size: width and height of the frames.
         faces: frame index and face of each detection.
         crops: one crop per face for each of the ensemble's crop specs.
@@ -190,7 +190,7 @@ class Predictor:
                     job.crops[spec].append(center_in_square(resize_longer_side(crop, spec.size), spec.size))
 
     def _classify(self, jobs: Iterable[_Job]) -> Iterator[VideoScore]:
-        """Score the jobs' faces in full batches; yield each result when the results before it are out."""
+        """Score the jobs' faces in batches and yield the results in the order of the jobs."""
         waiting: deque[_Job] = deque()
         faces: deque[tuple[_Job, int]] = deque()  # not scored yet: the job and the face's index in it
         for job in jobs:
@@ -233,13 +233,13 @@ class Predictor:
         return result
 
     def _face(self, job: _Job, index: int, face: Face, scores: np.ndarray) -> dict[str, Any]:
-        """Return the entry of --details for a face in frame `index`. Times count from the first frame."""
+        """Return a face's entry in --details. Its time is relative to the first frame."""
         times = job.clip.times if job.clip else []
         return {
             "frame": index,
             "time": round(times[index] - times[0], 3),
             "box": [round(float(corner), 2) for corner in face.box],
-            "probability": face.probability,  # kept for scripts that read it; easily taken for the score
+            "probability": face.probability,  # kept for scripts that read it; easily mistaken for the score
             "detector_confidence": face.probability,
             "scores": dict(zip(self.ensemble.names, scores.tolist(), strict=True)),
         }
@@ -248,7 +248,7 @@ class Predictor:
 def _map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
 ) -> Iterator[Result]:
-    """Map in a pool's threads and yield the results in order, with up to `depth` items ahead of the next result."""
+    """Map a function in a thread pool; yield results in order, with up to `depth` items submitted ahead."""
     pending: deque[Future[Result]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

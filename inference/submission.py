@@ -37,7 +37,7 @@ class UsageError(UserError):
 def find_videos(path: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the videos, by name and sorted, and the names of the other files.
 
-    A name is the path relative to the folder, with slashes.
+    A name is the path relative to the folder, with forward slashes.
 
     Args:
         path: a folder, searched with its subfolders, or one video.
@@ -47,7 +47,7 @@ def find_videos(path: Path) -> tuple[dict[str, Path], list[str]]:
     """
     if path.is_file():
         if path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise UsageError(f"{path}: is not a video ({_suffixes()}). Choose a video or a folder of videos")
+            raise UsageError(f"{path}: is not a video (expected {_suffixes()}). Choose a video or a folder of videos")
         return {path.name: path}, []
     if not path.is_dir():
         raise UsageError(f"{path}: no such file or folder. Choose a video or a folder of videos")
@@ -59,7 +59,7 @@ def find_videos(path: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def find_checkpoints(models: Sequence[str], weights_dir: Path) -> list[Path]:
-    """Return the checkpoints of models that are given as paths or as names in `weights_dir`. Raises UsageError."""
+    """Return the paths of checkpoints given as paths or as names in `weights_dir`. Raises UsageError."""
     paths = [path if (path := Path(model)).is_file() else weights_dir / model for model in models]
     missing = [str(path) for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
@@ -100,7 +100,7 @@ def score_videos(videos: dict[str, Path], predictor: Predictor, journal: Journal
     if finished:
         log.info("resuming: %d of %s finished by an earlier run", len(finished), plural(len(videos), "video"))
     scored = {}
-    # disable=None: no progress bar in redirected output
+    # disable=None: no progress bar if the output is redirected
     with tqdm(total=len(videos), initial=len(finished), unit="video", disable=None if todo else True) as progress:
         for name, result in zip(todo, predictor.predict(videos[name] for name in todo), strict=True):
             scored[name] = to_record(name, result)
@@ -125,7 +125,7 @@ def to_record(name: str, result: VideoScore) -> dict[str, Any]:
         "width": result.width,
         "height": result.height,
         "faces": result.faces,
-        "seconds": result.seconds,  # kept for scripts that read it; easily taken for the duration
+        "seconds": result.seconds,  # kept for scripts that read it; easily mistaken for the duration
         "processing_seconds": result.seconds,
         "version": __version__,
     }

@@ -1,1 +1,1 @@
-"""From clips to face crops: frames of a video, faces in them, crops of the faces."""
+"""From videos to face crops: decode frames, detect faces, crop them."""

@@ -1,4 +1,4 @@
-"""Bounding boxes of the faces of a clip: their file, and the numbers that link a person's boxes across frames."""
+"""Bounding boxes of the faces in a clip: reading, writing and linking each person's boxes across frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.errors import ClipError
 from common.files import atomic_write
 from preprocessing.layout import FRAME_STEP
 
-# Frame number -> boxes [xmin, ymin, xmax, ymax] in pixels of the full frame, largest first; [] where no face is.
+# Frame number -> boxes [xmin, ymin, xmax, ymax] in pixels of the full frame, largest first; [] if there is no face.
 Boxes = dict[int, list[list[float]]]
 
 
@@ -23,32 +23,32 @@ class BoxesError(ClipError):
 
 
 def write_boxes(path: Path, boxes: Boxes) -> None:
-    """Write JSON: frame number -> list of boxes, or null where no face is. Raises OutputError."""
+    """Write JSON: frame number -> list of boxes, or null if there is no face. Raises OutputError."""
     atomic_write(path, json.dumps({str(frame): boxes[frame] or None for frame in sorted(boxes)}))
 
 
 def read_boxes(path: Path) -> Boxes:
-    """Read the boxes of every 10th frame; files from other programs may hold more. Raises BoxesError."""
-    remedy = "run detect_original_faces.py (with --retry-failed if that failed)"
+    """Read the boxes of every 10th frame; files from other programs may contain more. Raises BoxesError."""
+    remedy = "run detect_original_faces.py (with --retry-failed if it failed before)"
     try:
         frames = json.loads(path.read_bytes())
-        boxes = {int(frame): [[float(side) for side in box] for box in found or []] for frame, found in frames.items()}
+        boxes = {int(frame): [list(map(float, box)) for box in found or []] for frame, found in frames.items()}
     except FileNotFoundError:
-        raise BoxesError(path, f"no boxes; {remedy}") from None
+        raise BoxesError(path, f"no such file; {remedy}") from None
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise BoxesError(path, f"holds no boxes ({error}); delete it and {remedy}") from None
+        raise BoxesError(path, f"is not a file of bounding boxes ({error}); delete it and {remedy}") from None
     flat = [box for found in boxes.values() for box in found]
     if not all(len(box) == 4 and np.isfinite(box).all() for box in flat) or any(frame < 0 for frame in boxes):
-        raise BoxesError(path, f"holds no boxes (four finite numbers each); delete it and {remedy}")
+        raise BoxesError(path, f"has invalid boxes (expected four finite numbers each); delete it and {remedy}")
     return {frame: found for frame, found in boxes.items() if frame % FRAME_STEP == 0}
 
 
 def face_numbers(boxes: Boxes) -> dict[int, list[int]]:
-    """Return the face numbers of each frame's boxes, so that a person keeps a number across frames.
+    """Return the face numbers of each frame's boxes, so that a person keeps the same number across frames.
 
-    Numbers count up in order of appearance, larger faces first. The boxes of a frame are assigned to the faces last
-    seen nearest to them (least total distance), but no farther away than the longer side of the larger box; a box
-    without such a face is a new one.
+    Faces are numbered in order of appearance, larger ones first. The boxes of a frame are assigned to the last boxes of
+    the faces so far, with the least total distance of the centers. A box that is farther from its face than the longer
+    side of the larger of the two boxes starts a new face.
     """
     last_seen: list[np.ndarray] = []
     numbers = {}
@@ -72,7 +72,7 @@ def overlap(box: np.ndarray, other: np.ndarray) -> float:
 
 
 def _assign(boxes: list[np.ndarray], faces: list[np.ndarray]) -> list[tuple[int, int]]:
-    """Return pairs of indices into boxes and faces that belong together."""
+    """Return the (box index, face index) pairs that belong together."""
     from scipy.optimize import linear_sum_assignment  # slow to import, and few stages need it
 
     distances = np.array([[_distance(box, face) for face in faces] for box in boxes]).reshape(len(boxes), len(faces))

@@ -45,7 +45,7 @@ def draw_samples(output: Path, clips: Sequence[str], count: int, sample: Callabl
     """Write previews/NAME.png beside the folder `output` and return its path.
 
     Args:
-        output: folder with a folder of files per clip.
+        output: folder with one subfolder of files per clip.
         clips: clips to choose from.
         count: number of samples, spread evenly over the clips and their frames.
         sample: reads one file. Files that cannot be read are left out.
@@ -64,7 +64,7 @@ def draw_samples(output: Path, clips: Sequence[str], count: int, sample: Callabl
 
 
 def draw_sheet(samples: Sequence[Sample]) -> np.ndarray:
-    """Draw a contact sheet, RGB uint8."""
+    """Return a contact sheet as an RGB uint8 image (height, width, 3)."""
     if not samples:
         samples = [Sample("no samples", [])]
     width = max(1, *(len(sample.images) for sample in samples))
@@ -96,7 +96,7 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
 
 
 def _choose(folder: Path, clips: Sequence[str], count: int, suffix: str) -> list[Path]:
-    """Return `count` files, spread evenly over the clips and over each clip's files."""
+    """Return up to `count` files, spread evenly over the clips and over each clip's files."""
     clips = [clips[index] for index in _spread(len(clips), count)]
     files = []
     for place, clip in enumerate(clips):
@@ -107,6 +107,6 @@ def _choose(folder: Path, clips: Sequence[str], count: int, suffix: str) -> list
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """Return `count` evenly spaced indices below `total`, each in the middle of its share; at most all of them."""
+    """Return up to `count` distinct, evenly spaced indices below `total`, each in the middle of its share."""
     count = min(total, count)
     return [(2 * index + 1) * total // (2 * count) for index in range(count)]

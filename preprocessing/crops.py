@@ -86,7 +86,7 @@ def resize_longer_side(
 
 
 def center_in_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Return an image of at most `size` x `size` pixels in the center of a black square, (size, size, 3) uint8."""
+    """Center an image of at most `size` x `size` pixels in a black square: (size, size, 3), same dtype."""
     height, width = image.shape[:2]
     top, left = (size - height) // 2, (size - width) // 2
     square = np.zeros((size, size, *image.shape[2:]), image.dtype)

@@ -18,14 +18,14 @@ from common.errors import UserError
 from common.text import abbreviate
 from preprocessing.layout import VIDEO_SUFFIXES
 
-# In bytes. The names of outputs are a little longer, and file systems allow 255.
+# Longest file name in bytes. The names of outputs are a little longer, and file systems allow 255.
 MAX_NAME = 200
 CELEB_DF_TEST_LIST = "List_of_testing_videos.txt"
 PART = re.compile(r"dfdc_train_part_(\d+)")
 
 
 class DatasetError(UserError):
-    """A folder that does not hold a dataset."""
+    """A folder that does not contain a dataset."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Video:
     """A video of a dataset.
 
     Attributes:
-        id: name of the video's outputs.
+        id: unique name, used to name the video's outputs.
         path: the file, which may be missing.
         fake: whether it is a fake.
         original: id of the real video that a fake was made from, if known; that video may not be in the dataset.
-        group: videos of a group share a fold. DFDC: number of the part; otherwise a person or several linked by fakes.
+        group: videos of a group share a fold. DFDC: the part number; otherwise a person, or people linked by fakes.
         split: `train`, `val` or `test` in the official split, if there is one.
     """
 
@@ -79,7 +79,7 @@ def read_dataset(root: Path, layout: str = "auto") -> Dataset:
         raise DatasetError(f"{root}: no such folder")
     dataset = Dataset(detect_layout(root) if layout == "auto" else layout)
     if not _has_layout(root, dataset.layout):
-        raise DatasetError(f"{root}: has no dataset with the layout {layout}. Choose another folder or --layout")
+        raise DatasetError(f"{root}: contains no dataset with the layout {layout}. Choose another folder or --layout")
     for video in LAYOUTS[dataset.layout](root, dataset):
         if video.id in dataset.videos:
             dataset.report("videos ignored because an earlier one has the same id", _relative(video.path, root))
@@ -87,7 +87,7 @@ def read_dataset(root: Path, layout: str = "auto") -> Dataset:
             dataset.videos[video.id] = video
     if not dataset.videos:
         problems = "; ".join(f"{kind}: {abbreviate(names, 5)}" for kind, names in dataset.problems.items())
-        raise DatasetError(f"{root}: has no usable videos ({problems or 'it is empty'})")
+        raise DatasetError(f"{root}: contains no usable videos ({problems or 'it is empty'})")
     for video in dataset.videos.values():
         if video.fake and not dataset.original_of(video):
             dataset.report("fakes without a real original in the dataset", f"{video.id} (of {video.original})")
@@ -101,11 +101,11 @@ def detect_layout(root: Path) -> str:
     found = [layout for layout in LAYOUTS if _has_layout(root, layout)]
     if not found:
         raise DatasetError(
-            f"{root}: has no dataset. It needs dfdc_train_part_*/ (dfdc), original_sequences/ (ffpp) or "
+            f"{root}: contains no dataset. Expected dfdc_train_part_*/ (dfdc), original_sequences/ (ffpp) or "
             "Celeb-real/ (celebdf)"
         )
     if len(found) > 1:
-        raise DatasetError(f"{root}: has several datasets. Choose one with --layout {'|'.join(found)}")
+        raise DatasetError(f"{root}: contains several datasets. Choose one with --layout {'|'.join(found)}")
     return found[0]
 
 
@@ -130,7 +130,7 @@ def _dfdc(root: Path, dataset: Dataset) -> Iterator[Video]:
     parts = {path: int(match[1]) for path in root.iterdir() if (match := PART.fullmatch(path.name))}
     folders = sorted(parts, key=lambda folder: (parts[folder], folder))
     entries = [entry for folder in folders for entry in _part_entries(folder, dataset)]
-    # Part of each original; of one that is not in the dataset, the part of its first fake.
+    # Part of each original; for an original that is not in the dataset, the part of its first fake.
     part_of: dict[str, int] = {}
     for path, entry in entries:
         if entry["label"] == "REAL":
@@ -166,7 +166,7 @@ def _read_metadata(path: Path) -> list[tuple[str, Any]]:
     """Return the names and entries of a metadata.json, including repeated names."""
     entries = json.loads(path.read_bytes(), object_pairs_hook=tuple)  # an object becomes a tuple of its pairs
     if not isinstance(entries, tuple):
-        raise ValueError("is not an object")
+        raise ValueError("not a JSON object")
     return [(name, dict(entry) if isinstance(entry, tuple) else entry) for name, entry in entries]
 
 
@@ -203,7 +203,7 @@ def _faceforensics(root: Path, dataset: Dataset) -> Iterator[Video]:
 
 
 def _linked_groups(pairs: Iterable[list[str]]) -> dict[str, str]:
-    """Return the group of each person. Persons linked by pairs share a group, named after the smallest of them."""
+    """Return the group of each person. People linked by pairs share a group, named after the first in sorted order."""
     group: dict[str, str] = {}
     for pair in pairs:
         merged = {group.get(person, person) for person in pair}
@@ -238,7 +238,7 @@ def _celeb_df(root: Path, dataset: Dataset) -> Iterator[Video]:
                 dataset.report("file names without the id of a person", name)
                 continue
             original = f"{ids[0]}_{ids[-1]}" if fake else None
-            # Each video from YouTube shows another person.
+            # Each video from YouTube shows a different person.
             yield Video(path.stem, path, fake, original, ids[0], "test" if name in tests else None)
 
 

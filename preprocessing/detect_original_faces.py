@@ -52,12 +52,12 @@ def detect(path: Path, output: Path, scale: float | str, device: str) -> Outcome
     boxes = find_boxes(clip, wanted, scale, device)
     lost = sorted(set(wanted) - boxes.keys())
     if not boxes:
-        return Outcome("unreadable", f"{path}: no frame can be decoded. The file is damaged, download it again")
+        return Outcome("unreadable", f"{path}: no frame can be decoded. The file is damaged; download it again")
     write_boxes(output, boxes)
     faces = sum(map(len, boxes.values()))
     notes = [f"frames that cannot be decoded: {abbreviate([str(frame) for frame in lost])}"] if lost else []
     if clip.lost:
-        notes.append(f"truncated: {clip.total} of {clip.total + clip.lost} frames are left")
+        notes.append(f"truncated: {clip.total} of {clip.total + clip.lost} frames remain")
     counts = {"frames": len(boxes), "faces": faces, "lost_frames": len(lost) + clip.lost}
     return Outcome("ok" if faces else "no_face", "; ".join(notes), counts)
 

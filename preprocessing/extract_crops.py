@@ -1,11 +1,11 @@
-"""Stage 2: crop the faces of all videos, those of a fake with the boxes of its original.
+"""Stage 2: crop the faces in all videos; fakes use the bounding boxes of their originals.
 
     python preprocessing/extract_crops.py --root-dir DATA_ROOT [--crops-dir crops] [--preview N]
 
 writes DATA_ROOT/crops/<video>/<frame>_<face>.png with a margin of one third of the box on each side. A person keeps
-a face number across frames. Frame numbers are the original's: where a fake has another frame rate or has lost frames,
-the frame with the same time is cropped; where it has another size, the boxes are scaled. The clip's record in
-DATA_ROOT/progress/ says when this happened.
+the same face number across frames. Frame numbers are the original's: if a fake has a different frame rate or has lost
+frames, the frame with the same time is cropped; if it has a different size, the boxes are scaled. The clip's record in
+DATA_ROOT/progress/ notes this.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from preprocessing.layout import FRAME_STEP, DataRoot, crop_name
 from preprocessing.video import Clip, VideoError, iter_frames
 
 VERSION = 1
-# Frame rates that differ by at most this share count as equal.
+# Frame rates that differ by at most this fraction count as equal.
 SAME_RATE = 0.01
 
 
@@ -96,7 +96,7 @@ def extract(path: Path, boxes_path: Path | None, original: Path | None, output: 
             decoded += 1
             number, size = plan.frames[frame.index], frame.image.shape[1::-1]
             if decoded == 1 and plan.size not in (None, size):
-                notes.append(f"{_by(size)}, its original {_by(plan.size)}: boxes are scaled")
+                notes.append(f"{_format_size(size)}, its original {_format_size(plan.size)}: boxes are scaled")
             for face, crop in cut_faces(frame.image, plan.faces[number], plan.size):
                 (folder / crop_name(number, face)).write_bytes(encode_image(crop))
                 crops += 1
@@ -125,7 +125,7 @@ def read_reference(original: Path) -> Reference:
     clip = Clip(original)
     first = next(iter_frames(clip, range(0, clip.total, FRAME_STEP)), None)
     if first is None:
-        raise VideoError(original, "no frame can be decoded. The file is damaged, download it again")
+        raise VideoError(original, "no frame can be decoded. The file is damaged; download it again")
     height, width = first.image.shape[:2]
     return Reference((width, height), clip.times, clip.rate)
 
@@ -136,8 +136,8 @@ class Plan(NamedTuple):
     Attributes:
         frames: frame of the clip -> frame number in the names of the crops.
         faces: frame number in the names -> (face number, box) of each face.
-        size: (width, height) of the frames that the boxes are from, if not the clip's own.
-        note: how the frames were matched, if the videos differ.
+        size: (width, height) of the frames that the boxes refer to; None if these are the clip's own.
+        note: how the frames were matched, if the clip and its original differ.
     """
 
     frames: dict[int, int]
@@ -179,7 +179,7 @@ def cut_faces(
     Args:
         image: the frame, (height, width, 3).
         faces: face number and box of each face.
-        size: (width, height) of the frames that the boxes are from, if not the clip's own.
+        size: (width, height) of the frames that the boxes refer to; None if these are the clip's own.
     """
     height, width = image.shape[:2]
     scale = np.tile(np.divide((width, height), size or (width, height)), 2)
@@ -189,7 +189,7 @@ def cut_faces(
             yield number, crop
 
 
-def _by(size: tuple[int, ...]) -> str:
+def _format_size(size: tuple[int, ...]) -> str:
     return "x".join(map(str, size))
 
 

@@ -1,8 +1,8 @@
-"""Write every 10th frame of all videos as an image.
+"""Write every 10th frame of each video as an image.
 
     python preprocessing/extract_images.py --root-dir DATA_ROOT [--images-dir images]
 
-writes DATA_ROOT/images/<video>/<frame>.jpg, to look at or to run another face detector on.
+writes DATA_ROOT/images/<video>/<frame>.jpg, for inspection or for another face detector.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def extract(path: Path, output: Path) -> Outcome:
             (folder / f"{frame.index}.jpg").write_bytes(encode_image(frame.image, ".jpg"))
             images += 1
         if not images:
-            raise VideoError(path, "no frame can be decoded. The file is damaged, download it again")
+            raise VideoError(path, "no frame can be decoded. The file is damaged; download it again")
     lost = len(wanted) - images
     return Outcome("ok", f"{plural(lost, 'frame')} cannot be decoded" if lost else "", {"images": images})
 

@@ -25,7 +25,7 @@ THRESHOLDS = {
 # Smallest face to detect, in pixels of the detector's input.
 MIN_FACE = 20
 # Frames per detector call. The frames of a batch share one non-maximum suppression, in which ties can resolve
-# differently (1 in 100 boxes moved by some pixels). On a CPU, batches save little, so frames are processed one by one.
+# differently (1 in 100 boxes moved by a few pixels). On a CPU, batches save little, so frames are processed one by one.
 BATCH = {"cpu": 1, "cuda": 32}
 
 
@@ -48,12 +48,12 @@ class FaceDetector:
 
     Args:
         preset: key of THRESHOLDS.
-        device: device of the networks; Apple's GPUs are replaced by the CPU.
-        scale: scale of the input; None chooses it by the size of the frame.
+        device: device of the networks; the CPU is used instead of an Apple GPU.
+        scale: scale of the input; None chooses it by frame size.
     """
 
     def __init__(self, preset: str = "inference", device: str | torch.device = "cpu", scale: float | None = None):
-        # PyTorch has no adaptive pooling to sizes that do not divide the input on Apple's GPUs.
+        # On Apple GPUs, PyTorch's adaptive pooling supports only output sizes that divide the input size.
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.scale = scale
         self.batch = BATCH.get(self.device.type, 1)
@@ -71,7 +71,7 @@ class FaceDetector:
         """Return the detector's input for a frame (height, width, 3) uint8: resized with an antialiased bicubic filter.
 
         The published code uses Pillow's filter. PyTorch's takes a fifth of the time and differs by at most one gray
-        level, in places and at scale 0.33 only.
+        level, only in places and only at scale 0.33.
         """
         height, width = image.shape[:2]
         scale = self.scale or scale_for(width, height)
@@ -102,7 +102,7 @@ class FaceDetector:
         """Detect faces in inputs of one size; `ratio` (x, y) converts coordinates to pixels of the full frame."""
         if min(batch.shape[1:3]) < MIN_FACE:
             return [[] for _ in batch]
-        # Channels first in memory makes the image pyramid faster.
+        # MTCNN builds its image pyramid faster from channels-first memory.
         planes = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             found = zip(*self.mtcnn.detect(planes.permute(0, 2, 3, 1), landmarks=True), strict=True)
@@ -111,7 +111,7 @@ class FaceDetector:
             if boxes is None:
                 faces.append([])
                 continue
-            # MTCNN returns object arrays where all frames of a batch have the same number of faces.
+            # MTCNN returns object arrays if all frames of a batch have the same number of faces.
             boxes = boxes.astype(np.float32) * np.tile(ratio, 2)
             points = points.astype(np.float32) * ratio
             faces.append([Face(*face) for face in zip(boxes, map(float, probabilities), points, strict=True)])
@@ -120,7 +120,7 @@ class FaceDetector:
 
 @functools.cache
 def get_detector(preset: str, scale: float | None, device: str) -> FaceDetector:
-    """Return this process's FaceDetector."""
+    """Return a FaceDetector that is created once per process."""
     return FaceDetector(preset, choose_device(device), scale)
 
 

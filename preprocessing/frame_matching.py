@@ -1,4 +1,4 @@
-"""Which frame of a fake shows the same moment as a frame of its original."""
+"""Match the frames of a fake to the frames of its original that show the same moment."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# Two frames show the same moment if they are at most this share of a frame interval apart.
+# Two frames show the same moment if they are at most this fraction of a frame interval apart.
 SAME_TIME = 0.25
 # Guards the comparison of equal logarithms against rounding.
 EPSILON = 1e-9
 
 
 def match_frames(wanted: Iterable[int], original: Sequence[float], fake: Sequence[float]) -> dict[int, int]:
-    """Return frame of the fake -> frame of its original, for the wanted frames that both videos have.
+    """Return a dict, frame of the fake -> frame of its original, for the wanted frames that both videos have.
 
     Args:
         wanted: frame numbers of the original.
@@ -35,21 +35,21 @@ def match_frames(wanted: Iterable[int], original: Sequence[float], fake: Sequenc
 
 
 def matching_times(original: Sequence[float], fake: Sequence[float]) -> np.ndarray | None:
-    """Return the fake's frame times since the original's first frame, or None if frames match by number.
+    """Return the fake's frame times relative to the original's first frame, or None if frames match by number.
 
-    Frames match by time if the durations agree better than the frame counts: then the fake has another frame rate or
-    has lost frames.
+    Frames match by time if the durations agree better than the frame counts: then the fake has a different frame rate
+    or has lost frames.
     """
     if min(len(original), len(fake)) < 2:
         return None
     times = np.subtract(fake, fake[0] if not _lost_first_frames(original, fake) else original[0])
-    durations_differ = abs(math.log(times[-1] / (original[-1] - original[0])))
-    counts_differ = abs(math.log((len(fake) - 1) / (len(original) - 1)))
-    return times if durations_differ < counts_differ - EPSILON else None
+    duration_mismatch = abs(math.log(times[-1] / (original[-1] - original[0])))
+    count_mismatch = abs(math.log((len(fake) - 1) / (len(original) - 1)))
+    return times if duration_mismatch < count_mismatch - EPSILON else None
 
 
 def _lost_first_frames(original: Sequence[float], fake: Sequence[float]) -> bool:
-    """Return whether the fake starts later by a whole number of frames that it is missing."""
+    """Return whether the fake starts late by a whole number of frames, at most as many as it lacks."""
     delay = (fake[0] - original[0]) / _interval(fake)  # in frames
     return 1 <= round(delay) <= len(original) - len(fake) and abs(delay - round(delay)) <= SAME_TIME
 

@@ -87,7 +87,7 @@ def difference(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
 def dissimilarity(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
     """Return 255 * (1 - SSIM) of two crops (height, width, 3) uint8: float64 from 0 to 510 in the shape of the fake.
 
-    An original of another size is resized to the fake's.
+    An original of a different size is resized to the fake's.
     """
     from skimage.metrics import structural_similarity
 
@@ -96,7 +96,7 @@ def dissimilarity(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
         enlarge = original.shape[0] * original.shape[1] < height * width
         original = cv2.resize(original, (width, height), interpolation=cv2.INTER_CUBIC if enlarge else cv2.INTER_AREA)
     window = min(7, (min(height, width) - 1) // 2 * 2 + 1)  # odd
-    if window < 3:  # too small for any structure
+    if window < 3:  # too small for SSIM
         return np.zeros(fake.shape)
     return 255 * (1 - structural_similarity(original, fake, win_size=window, channel_axis=2, full=True)[1])
 

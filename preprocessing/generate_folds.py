@@ -2,12 +2,12 @@
 
     python preprocessing/generate_folds.py --root-dir DATA_ROOT [--out FILE] [--n-splits 16] [--seed 777]
 
-writes folds.csv with the columns video, file, label (1 = fake), original (of a real video: its own id), frame, fold.
-The row order is shuffled with the seed. A fake and its original are always in the same fold.
+writes folds.csv with the columns video, file, label (1 = fake), original (for a real video, its own id), frame, fold.
+Rows are shuffled with the seed. A fake and its original are in the same fold, unless an official split separates them.
 
-DFDC's 50 parts are cut into runs of equal length, the last of which takes the remainder: with 16 folds, fold 0 is
+DFDC's 50 parts are split into runs of equal length, the last of which takes the remainder: with 16 folds, fold 0 is
 parts 0 to 2. In other datasets, official validation videos are fold 0, official test videos are fold -1, and the rest
-is distributed over the other folds by the seed, keeping the videos of one person or pair of persons together.
+is distributed over the remaining folds by the seed, keeping the videos of people who are linked by fakes together.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage.make_parser(__doc__)
     parser.add_argument("--out", type=Path, help="CSV to write (default: DATA_ROOT/folds.csv)")
     parser.add_argument("--n-splits", type=cli.positive, default=N_SPLITS, help="number of folds")
-    parser.add_argument("--seed", type=cli.not_negative, default=SEED, help="random seed of the row order")
+    parser.add_argument(
+        "--seed",
+        type=cli.not_negative,
+        default=SEED,
+        help="random seed of the row order and, except for DFDC, the folds",
+    )
     return parser
 
 
@@ -55,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     folds = assign_folds(dataset, args.n_splits, args.seed)
     check_folds(dataset, folds)
     videos = list(dataset.videos.values())
-    outcomes, rows = {}, array("i")  # of video number, frame and face: DFDC has millions of crops
+    outcomes, rows = {}, array("i")  # video number, frame, face; compact, as DFDC has millions of crops
     for number, video in enumerate(videos):
         crops = list_crops(root.crops(video.id))
         outcomes[video.id] = outcome_of(dataset, video, crops)
@@ -66,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     shuffled = np.random.default_rng(args.seed).permutation(np.reshape(rows, (-1, 3)))
     write_folds(args.out or args.root_dir / FOLDS_CSV, videos, folds, shuffled)
     print(format_contents([(folds[video.id], video.fake, outcomes[video.id]) for video in videos], args.n_splits))
-    return stage.report(outcomes, "No crops: see the messages of extract_crops.py")
+    return stage.report(outcomes, "They have no crops: see the messages of extract_crops.py")
 
 
 def assign_folds(dataset: Dataset, n_splits: int, seed: int) -> dict[str, int]:
@@ -90,10 +95,12 @@ def check_folds(dataset: Dataset, folds: dict[str, int]) -> None:
     for video in dataset.videos.values():
         expected = fold_of.setdefault(video.original or video.id, folds[video.id])
         if folds[video.id] != expected and dataset.layout == "dfdc":
-            raise StageError(f"{video.path}: is in fold {folds[video.id]}, other videos of its original in {expected}")
+            raise StageError(
+                f"{video.path}: is in fold {folds[video.id]}, but other videos of its original are in fold {expected}"
+            )
         separated += folds[video.id] != expected
     if separated:
-        log.warning("videos that the official split puts in another fold than their original: %d", separated)
+        log.warning("videos that the official split puts in a different fold than their original: %d", separated)
 
 
 def list_crops(folder: Path) -> list[FaceImage] | None:
@@ -126,7 +133,7 @@ def write_folds(path: Path, videos: list[Video], folds: dict[str, int], rows: np
 
 
 def format_contents(videos: list[tuple[int, bool, Outcome]], n_splits: int) -> str:
-    """Format a table of the folds that have rows, and list the empty ones; `videos`: fold, fake, outcome of each."""
+    """Format a table of the folds that have rows, and list the empty ones; `videos`: (fold, fake, outcome) each."""
     sums = {fold: [0, 0, 0] for fold, _, outcome in videos if outcome.counts}
     for fold, fake, outcome in videos:
         if outcome.counts:

@@ -1,4 +1,4 @@
-"""Reading, encoding and listing the image files of faces."""
+"""Read, encode and list the image files of faces."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def list_images(folder: Path, suffix: str = CROP_SUFFIX) -> list[FaceImage]:
     try:
         found = [(match, path) for path in folder.iterdir() if (match := name.fullmatch(path.name))]
     except OSError:
-        remedy = "Run extract_crops.py (with --retry-failed if that failed)"
+        remedy = "Run extract_crops.py (with --retry-failed if it failed before)"
         raise ImageError(folder, f"no crops. {remedy}", "no_crops") from None
     return sorted(FaceImage(int(match[1]), int(match[2]), path) for match, path in found)
 

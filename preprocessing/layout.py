@@ -7,7 +7,7 @@ from pathlib import Path
 
 BBOXES, CROPS, LANDMARKS, DIFFS, FOLDS_CSV = "bboxes", "crops", "landmarks", "diffs", "folds.csv"
 COMPRESSED, IMAGES, PREVIEWS = "compressed", "images", "previews"
-# Columns of folds.csv. label: 1 = fake. original: of a real video, its own id.
+# Columns of folds.csv. label: 1 = fake. original: for a real video, its own id.
 FOLDS_COLUMNS = ("video", "file", "label", "original", "frame", "fold")
 # Endings of the names of crops, landmarks and masks, after <frame>_<face>.
 CROP_SUFFIX, LANDMARKS_SUFFIX, DIFF_SUFFIX = ".png", ".npy", "_diff.png"
@@ -22,12 +22,12 @@ def crop_name(frame: int, face: int) -> str:
 
 
 def landmarks_name(crop: str) -> str:
-    """Return the file name of the landmarks for the file name of a crop."""
+    """Return the file name of the landmarks of a crop, given the crop's file name."""
     return crop.rpartition(".")[0] + LANDMARKS_SUFFIX
 
 
 def diff_name(crop: str) -> str:
-    """Return the file name of the mask for the file name of a fake's crop."""
+    """Return the file name of the mask of a fake's crop, given the crop's file name."""
     return crop.rpartition(".")[0] + DIFF_SUFFIX
 
 

@@ -26,7 +26,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     """Make a stage's parser. All stages accept the same options, so that one command line fits every stage."""
     parser = cli.make_parser(docstring)
     add = parser.add_argument_group("data").add_argument
-    add("--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset and of the outputs")
+    add("--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset and the outputs")
     add("--layout", choices=("auto", *LAYOUTS), default="auto", help="layout of the dataset's files")
     add("--crops-dir", type=Path, default=Path(CROPS), help="folder of the crops within DATA_ROOT")
     add("--no-dataset-report", action="store_true", help="do not list the dataset's problems")
@@ -41,9 +41,9 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
         type=parse_scale,
         default="auto",
         metavar="SCALE",
-        help="scale of the detector's input: auto (by the frame's size) or a number (0.5 for the released checkpoints)",
+        help="scale of the detector's input: auto (by frame size) or a number (0.5 for the released checkpoints)",
     )
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--device", default="auto", help="device of the detector: auto, cpu, cuda or cuda:1")
     return parser
 
 
@@ -73,7 +73,7 @@ def run_jobs(
     suffix: str = CROP_SUFFIX,
     extra: Mapping[str, Outcome] | None = None,
 ) -> int:
-    """Run a stage over its clips, print the summary and draw the contact sheet. Return the exit status.
+    """Run a stage over its clips, print the summary and write the contact sheet. Return the exit status.
 
     Args:
         args: a stage's arguments.
@@ -81,12 +81,12 @@ def run_jobs(
         todo: one job per clip.
         output: folder of the outputs.
         settings: what the outputs depend on.
-        sample: reads one of the stage's output files for the contact sheet; without it, no sheet is written.
-        suffix: suffix of these files.
+        sample: reads an output file of the stage for the contact sheet; if None, no sheet is written.
+        suffix: suffix of the stage's output files.
         extra: outcomes to add to the summary.
     """
     if output.resolve() in (args.root_dir.resolve(), *args.root_dir.resolve().parents):
-        raise StageError(f"{output}: holds the dataset. Choose another folder for the outputs")
+        raise StageError(f"{output}: contains the dataset. Choose another folder for the outputs")
     outcomes = jobs.run(function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite)
     remedy = f"Fix the cause and re-run with --retry-failed. All messages are in {jobs.journal_path(output)}"
     status = report({**outcomes, **(extra or {})}, remedy)

@@ -1,8 +1,8 @@
 """Frames of a video by index, in one sequential pass.
 
 The packets are listed first without decoding. They give the true number of frames, whatever the header claims, and the
-display order. So a frame keeps its index when one before it cannot be decoded, and packets that no wanted frame depends
-on are never decoded.
+display order. So a frame keeps its index even if an earlier one cannot be decoded, and packets that no wanted frame
+depends on are never decoded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from common.errors import ClipError
 
-# Frames per second of files that do not store a frame rate.
+# Assumed frame rate (per second) of files that do not store one.
 DEFAULT_RATE = 25
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Packet(NamedTuple):
     """One encoded frame.
 
     Attributes:
-        time: presentation time in units of the stream's time base, if the container stores it.
+        time: presentation time in units of the stream's time base; None if the container does not store it.
         keyframe: whether decoding can start here.
         shown: whether the frame is part of the video.
     """
@@ -63,7 +63,7 @@ class Clip:
             case frames are numbered as they are decoded.
         total: number of frames that are shown.
         times: times of these frames in seconds, by index.
-        rate: frames per second.
+        rate: average number of frames per second.
         lost: number of frames that the header counts but the file does not have.
     """
 
@@ -78,7 +78,7 @@ class Clip:
             self.lost = max(0, stream.frames - len(self.packets))
         shown = [packet for packet in self.packets if packet.shown]
         if not shown:
-            raise VideoError(path, "has no video frames. It is truncated or damaged, download it again")
+            raise VideoError(path, "has no video frames. It is truncated or damaged; download it again")
         times = [packet.time for packet in shown if packet.time is not None]
         self.index_of: dict[int, int] | None = None
         if reliable and len(times) == len(shown):
@@ -131,7 +131,7 @@ class Clip:
         return needed
 
     def _skip_unwanted(self, codec: av.VideoCodecContext, packet: av.Packet | None, wanted: set[int] | None) -> None:
-        """Let the decoder skip an unwanted frame that no other frame refers to; only H.264 marks such frames."""
+        """Let the decoder skip an unwanted frame that no other frame refers to (H.264 only)."""
         if packet and wanted is not None and self.index_of and codec.name == "h264":
             codec.skip_frame = "DEFAULT" if self._index_at(packet.pts) in wanted else "NONREF"
 
@@ -139,7 +139,7 @@ class Clip:
 def evenly_spaced(total: int, count: int) -> list[int]:
     """Return `count` indices spread evenly over `total` frames, including the first and the last.
 
-    A clip that has fewer frames gives each of them once.
+    If there are fewer frames, return each index once.
     """
     if total < 1 or count < 1:
         raise ValueError(f"need at least one frame, got total={total}, count={count}")
@@ -157,7 +157,7 @@ def sample_frames(clip: Clip, count: int) -> list[Frame]:
         decodable = sorted({index for index, _ in clip.decode()})
         log.warning("%s: %d of %d frames can be decoded", clip.path, len(decodable), clip.total)
         if not decodable:
-            raise VideoError(clip.path, "no frame can be decoded. The file is damaged, download it again")
+            raise VideoError(clip.path, "no frame can be decoded. The file is damaged; download it again")
         frames = read_frames(clip, [decodable[i] for i in evenly_spaced(len(decodable), count)])
     return frames
 
@@ -184,7 +184,7 @@ def iter_frames(clip: Clip, wanted: Iterable[int]) -> Iterator[Frame]:
 
 
 def _open(path: str | Path) -> av.container.InputContainer:
-    """Open a local file; a playlist can open local files only. Raises VideoError."""
+    """Open a local file. If it is a playlist, it can refer to local files only. Raises VideoError."""
     try:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except FileNotFoundError:
@@ -198,7 +198,7 @@ def _open(path: str | Path) -> av.container.InputContainer:
         raise VideoError(path, "has no video stream")
     if container.streams.video[0].codec_context is None:
         container.close()
-        raise VideoError(path, "has a video codec that this build of FFmpeg cannot decode. Re-encode it")
+        raise VideoError(path, "uses a video codec that this build of FFmpeg cannot decode. Re-encode it")
     container.streams.video[0].codec_context.thread_count = 1  # whole clips are decoded concurrently instead
     return container
 
