@@ -1,4 +1,4 @@
-"""Compare the peak memory of prediction for few and for many clips.
+"""Compare the peak memory of prediction for few and many clips.
 
     python -m benchmarks.memory [--few 20] [--many 200]
 
@@ -19,7 +19,7 @@ from preprocessing import sample_clips
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     parser.add_argument("--few", type=cli.positive, default=20, help="number of clips in the first run")
     parser.add_argument("--many", type=cli.positive, default=200, help="number of clips in the second run")

@@ -1,4 +1,4 @@
-"""A checkpoint of the released shape, for benchmarks whose result does not depend on the weights."""
+"""A checkpoint with the released architecture, for benchmarks whose results do not depend on the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.zoo import build_network
 
 
 def write_random_b7(path: Path) -> Path:
-    """Write a checkpoint with the released ones' network (DeepFakeClassifier, B7, 380 pixels) and random weights.
+    """Write a checkpoint of the released network (DeepFakeClassifier, B7, 380 pixels) with random weights.
 
     The weights are the same on every call.
     """

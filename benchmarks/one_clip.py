@@ -1,9 +1,9 @@
-"""Measure how long the embedded model takes per clip, alone and among several.
+"""Measure how long the embedded model takes for a single clip, and per clip when it scores several.
 
     python -m benchmarks.one_clip [--video FILE] [--device cpu]
 
-The time is that from the file to its score, including decoding; loading the program and the network is reported
-apart. Without --video, the clip is a generated one: 300 frames of 1080p, one face.
+Times are from the file to its score, including decoding; the time to load the program and the network is reported
+separately. Without --video, the clip is generated: 300 frames of 1080p with one face.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ MODEL = ROOT / "weights" / "default_lite0.pt"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     parser.add_argument("--video", type=Path, help="clip to score (default: a generated one)")
-    parser.add_argument("--device", default="cpu", help="device of the networks: auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--device", default="cpu", help="device for the networks: auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument("--copies", type=cli.positive, default=5, help="number of copies scored in one call")
     parser.add_argument("--repeat", type=cli.positive, default=3, help="number of measurements; the fastest counts")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the seconds to load the program, for a clip alone and per clip of several. Return the exit status."""
+    """Print the seconds for loading, for a single clip and per clip of several. Return the exit status."""
     keep_freed_memory()
     start = time.perf_counter()
     predictor = load_predictor(args.device)
@@ -64,14 +64,14 @@ def load_predictor(device: str) -> Predictor:
 
 
 def generated_clip(path: Path) -> Path:
-    """Write the clip that is measured by default."""
+    """Generate the clip that is measured by default."""
     from preprocessing import sample_clips
 
     return sample_clips.face_clip(path, 300, 1920, 1080)
 
 
 def seconds_per_clip(predictor: Predictor, clip: Path, copies: int) -> float:
-    """Score copies of a clip in one call and return the seconds per copy. Raises a UserError if it is unreadable."""
+    """Score copies of a clip in one call and return the seconds per copy. Raises UserError if it is unreadable."""
     start = time.perf_counter()
     results = list(predictor.predict([clip] * copies))
     seconds = time.perf_counter() - start

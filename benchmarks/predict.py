@@ -1,4 +1,4 @@
-"""Compare the predictor with a baseline that scores videos like the published code: speed and scores.
+"""Compare the speed and scores of the predictor with those of a baseline that works like the published code.
 
     python -m benchmarks.predict --videos DIR [--models CHECKPOINT ...] [--precision auto] [--repeat 2]
 
@@ -43,20 +43,20 @@ STAGES = ("decode", "detect", "classify")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--videos", type=Path, required=True, metavar="DIR", help="folder of videos (with subfolders)")
     add("--models", nargs="+", metavar="CHECKPOINT", help="checkpoints (default: a B7 with random weights)")
-    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the predictor")
-    add("--device", default="auto", help="device of both: auto, cpu, cuda or cuda:1")
+    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="precision of the predictor")
+    add("--device", default="auto", help="device for both sides: auto, cpu, cuda or cuda:1")
     add("--repeat", type=cli.positive, default=1, help="number of measurements; the fastest of each side counts")
-    add("--run", choices=("baseline", "ours"), help=argparse.SUPPRESS)  # one measurement in a process of its own
+    add("--run", choices=("baseline", "ours"), help=argparse.SUPPRESS)  # one measurement, in its own process
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure both and print times, ratios and the largest difference of a score. Return the exit status."""
+    """Measure both sides and print times, ratios and the largest score difference. Return the exit status."""
     if args.run:
         print(json.dumps({"baseline": baseline, "ours": ours}[args.run](args)))
         return cli.OK
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def run_in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one side in a process of its own and return its result."""
+    """Run one side in its own process and return its result."""
     options = ["--videos", args.videos, "--precision", args.precision, "--device", args.device]
     command = ["-m", "benchmarks.predict", "--run", name, *options, "--models", *args.models]
     finished = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
@@ -81,14 +81,14 @@ def run_in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Print the table of times and the largest difference of a score."""
+    """Print the table of times and the largest score difference."""
     print(f"{len(mine['scores'])} clips, {mine['faces']} faces, {mine['where']}, {torch.get_num_threads()} threads")
     print(f"{'':16}{'baseline':>10}{'ours':>10}{'ratio':>8}")
     for stage in (*STAGES, "total"):
         label = "end to end" if stage == "total" else stage
         print(f"{label:16}{theirs[stage]:9.1f}s{mine[stage]:9.1f}s{theirs[stage] / mine[stage]:8.2f}")
     difference = max(abs(theirs["scores"][name] - score) for name, score in mine["scores"].items())
-    print(f"largest difference of a score: {difference:.2g}")
+    print(f"largest score difference: {difference:.2g}")
 
 
 def baseline(args: argparse.Namespace) -> dict[str, Any]:

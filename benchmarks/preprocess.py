@@ -1,11 +1,11 @@
-"""Compare preprocess_data.sh with a baseline that works like the published code: speed, memory and outputs.
+"""Compare the speed, memory and outputs of preprocess_data.sh with those of a baseline like the published code.
 
     python -m benchmarks.preprocess --root-dir DATA_ROOT [--copies 3]
 
 The baseline decodes all frames of a clip with OpenCV into a list; one process detects faces on every frame at half
 scale, 32 frames at a time; a process pool writes the crops, the landmarks and the masks (clipped, as in this project).
-Both process their own copy of the dataset, stage by stage, each stage in a process of its own, start-up included.
-Memory is that of the largest process of a stage.
+Both process their own copy of the dataset, stage by stage, each stage in its own process, start-up included.
+Memory is the peak of the largest process of a stage.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ OPTIONS = ("--detector-scale", SCALE, "--no-dataset-report")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     parser.add_argument(
-        "--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="dataset in DFDC's layout; it is not changed"
+        "--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="dataset in DFDC's layout; not modified"
     )
-    parser.add_argument("--copies", type=cli.positive, default=3, help="number of times that each clip is processed")
-    parser.add_argument("--baseline", choices=BASELINE, help=argparse.SUPPRESS)  # one stage in a process of its own
+    parser.add_argument("--copies", type=cli.positive, default=3, help="number of copies of each clip to process")
+    parser.add_argument("--baseline", choices=BASELINE, help=argparse.SUPPRESS)  # one stage, in its own process
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure both and print times, memory and differences of the outputs. Return the exit status."""
+    """Measure both sides and print times, memory and output differences. Return the exit status."""
     if args.baseline:
         BASELINE[args.baseline](args.root_dir)
         return cli.OK
@@ -88,7 +88,7 @@ def print_row(name: str, used: np.ndarray) -> None:
 
 
 def compare(theirs: Path, ours: Path) -> None:
-    """Print the differences between the two trees. The baseline's boxes also cover frames that ours skip."""
+    """Print the differences between the outputs. Only the baseline has boxes for frames that are not used."""
     largest = 0.0
     for path in sorted((ours / BBOXES).iterdir()):
         expected = json.loads((theirs / BBOXES / path.name).read_text())
@@ -122,7 +122,7 @@ def entries_of(root: Path) -> dict[str, tuple[Path, str | None]]:
 
 
 def pairs_of(root: Path) -> list[tuple[str, str]]:
-    """Return the ids of each fake and its original, if the original is part of the dataset."""
+    """Return (fake id, original id) of each fake whose original is in the dataset."""
     entries = entries_of(root)
     return [(name, original) for name, (_, original) in entries.items() if original in entries]
 
@@ -175,8 +175,8 @@ def extract_video(root: Path, name: str, path: Path, original: str | None) -> No
             continue
         for face, box in enumerate(boxes.get(str(index)) or []):
             xmin, ymin, xmax, ymax = (int(side) for side in box)
-            across, along = (xmax - xmin) // 3, (ymax - ymin) // 3
-            crop = frame[max(ymin - along, 0) : ymax + along, max(xmin - across, 0) : xmax + across]
+            margin_x, margin_y = (xmax - xmin) // 3, (ymax - ymin) // 3
+            crop = frame[max(ymin - margin_y, 0) : ymax + margin_y, max(xmin - margin_x, 0) : xmax + margin_x]
             cv2.imwrite(str(root / CROPS / name / f"{index}_{face}.png"), crop)
 
 
@@ -193,7 +193,7 @@ def write_video_landmarks(root: Path, name: str) -> None:
     from facenet_pytorch import MTCNN
     from PIL import Image
 
-    torch.set_num_threads(1)  # there is a process per core
+    torch.set_num_threads(1)  # there is one process per core
     detector = MTCNN(margin=0, thresholds=[0.65, 0.75, 0.75], device="cpu")
     (root / LANDMARKS / name).mkdir(parents=True)
     for path in (root / CROPS / name).iterdir():

@@ -1,4 +1,4 @@
-"""Run a Python program in a process of its own and measure it."""
+"""Run a Python program in its own process and measure its time and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Usage(NamedTuple):
-    """What a program took: seconds, start-up included, and the peak memory of its largest process in bytes."""
+    """Resources used by a program: seconds, start-up included, and the peak memory of its largest process in bytes."""
 
     seconds: float
     memory: int
@@ -26,13 +26,13 @@ class ProgramError(UserError):
 
 
 def measure(*arguments: str | Path) -> Usage:
-    """Run `python ARGUMENTS...` in the repository root, without its standard output. Raises ProgramError."""
+    """Run `python ARGUMENTS...` in the repository root and discard its output. Raises ProgramError."""
     command = [sys.executable, *map(str, arguments)]
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 has collected the process
+    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 has already reaped the process
     if process.returncode:
         raise ProgramError(f"{' '.join(command)}: failed with exit status {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024

@@ -3,7 +3,7 @@
     python -m benchmarks.robustness --checkpoint FILE --data-dir DATA_ROOT [--fold 0] [--half report]
 
 Scores the crops that training.pipelines.evaluate scores, once per modification. A model that detects compression
-artifacts instead of face swaps loses most in the JPEG rows.
+artifacts instead of face swaps degrades most in the JPEG rows.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ModifiedSource(CropSource):
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint to evaluate")
     parser.add_argument(
@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
         videos = VideoScores.from_crops(source.crops, *score_fold(args, modified))
         metrics, positive = evaluate(videos.scores, videos.fake), videos.scores > THRESHOLD
         if metrics["auc"] is None:
-            raise EvaluationError(f"{args.data_dir}: fold {args.fold} has one class only. Choose another --fold")
+            raise EvaluationError(f"{args.data_dir}: fold {args.fold} has only one class. Choose another --fold")
         print(
             f"{name:24}{metrics['auc']:7.3f}{metrics['log_loss']:10.3f}"
             f"{positive[videos.fake].mean():16.1%}{positive[~videos.fake].mean():17.1%}",

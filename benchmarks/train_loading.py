@@ -1,10 +1,10 @@
-"""Compare the training data loader with a baseline that makes samples like the published code: speed and pixels.
+"""Compare the speed and samples of the training data loader with those of a baseline like the published code.
 
     python -m benchmarks.train_loading --data-dir DATA_ROOT [--config configs/b7.json] [--fold 0] [--batches N]
 
-The baseline reads the mask of every fake, draws face dropout with SciPy and scikit-image, computes noise and principal
-colors in floating point on the whole image, and returns normalized float images. Both use a DataLoader with one worker
-process and the same crops, in turn. The mean gray levels show that the distributions of the samples are alike.
+The baseline reads the mask of every fake, computes face dropout with SciPy and scikit-image, computes noise and
+principal colors in floating point on the whole image, and returns normalized float images. Both use a DataLoader with
+one worker process and the same crops, in turn. The mean gray levels show whether both make similar samples.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from training.transforms import albu
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
     add("--crops-dir", type=Path, default=Path(CROPS), metavar="DIR", help="folder of the crops within DATA_ROOT")
     add("--folds-csv", type=Path, metavar="CSV", help=f"list of the crops (default: {FOLDS_CSV} in DATA_ROOT)")
-    add("--config", type=Path, default=Path("configs/b7.json"), help="configuration of the samples")
+    add("--config", type=Path, default=Path("configs/b7.json"), help="configuration file")
     add("--fold", type=int, default=0, help="validation fold; samples are made from the other folds")
     add("--batches", type=cli.positive, default=30, help="number of batches per measurement")
     add("--repeat", type=cli.positive, default=2, help="number of measurements; the fastest of each side counts")
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     for _ in range(args.repeat):
         for name, loader in loaders.items():
             iterator = iter(loader)
-            first = next(iterator)  # the worker process has started
+            first = next(iterator)  # starts the worker process, which is not measured
             start = time.perf_counter()
             batches = [first, *iterator]
             seconds[name].append(time.perf_counter() - start)
@@ -94,7 +94,7 @@ def build_loaders(args: argparse.Namespace, config: Config) -> dict[str, DataLoa
 
 
 def gray_levels(batch: Any, config: Config) -> np.ndarray:
-    """Return the mean gray levels, 0 to 255, of each image of either side's batch: (n, 3)."""
+    """Return the mean R, G and B of each image in a batch of either side, (n, 3), 0 to 255."""
     if isinstance(batch, list):  # the baseline's: normalized images, masks, labels
         recipe = config.recipe(config.crop_spec())
         mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
@@ -105,12 +105,12 @@ def gray_levels(batch: Any, config: Config) -> np.ndarray:
 
 
 def use_one_thread(_: int) -> None:
-    """Initialize a worker process: OpenCV with one thread."""
+    """Limit OpenCV to one thread in a worker process."""
     cv2.setNumThreads(1)
 
 
 class BaselineDataset(Dataset):
-    """Training samples made like the published code makes them."""
+    """Training samples made as in the published code."""
 
     def __init__(self, source: CropSource, config: Config):
         self.source = source
@@ -165,12 +165,12 @@ class BaselineDataset(Dataset):
             (points[2], points[:2].mean(axis=0), eyes / 4),
         ):
             if random.random() < 0.5:
-                drawn = np.zeros(image.shape[:2], np.uint8)
-                cv2.line(drawn, [int(x) for x in start], [int(x) for x in end], 1, 2)
+                region = np.zeros(image.shape[:2], np.uint8)
+                cv2.line(region, [int(x) for x in start], [int(x) for x in end], 1, 2)
                 if dilation >= 1:
-                    drawn = binary_dilation(drawn, iterations=int(dilation))
+                    region = binary_dilation(region, iterations=int(dilation))
                 image = image.copy()
-                image[drawn > 0] = 0
+                image[region > 0] = 0
                 break
         return image
 
@@ -188,7 +188,7 @@ class BaselineDataset(Dataset):
 
 
 class BaselineNoise(A.ImageOnlyTransform):
-    """Gaussian noise drawn for every pixel in double precision."""
+    """Gaussian noise sampled for every pixel in double precision."""
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:  # noqa: ARG002
         noise = np.random.RandomState(random.randint(0, 2**32 - 1)).normal(0, random.uniform(10, 50) ** 0.5, img.shape)

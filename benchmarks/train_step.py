@@ -1,10 +1,10 @@
-"""Measure training steps per second with each optimization: channels last, mixed precision, compilation, allocator.
+"""Measure training speed with each optimization: channels last, mixed precision, compilation, allocator.
 
     python -m benchmarks.train_step [--config configs/b7.json] [--batch-size N] [--steps N] [--device D] [--compile]
 
-Every row times the same step (forward, backward, gradient clipping, optimizer) on the same random batch. Ratios refer
-to the first row, float32 in contiguous memory format. "of matmul" compares the step's FLOP/s with those of large
-matrix products in the same data type on the same device.
+Every row times the same step (forward, backward, gradient clipping, optimizer) on the same random batch. Ratios are
+relative to the first row, float32 in contiguous memory format. "of matmul" is the step's FLOP/s as a fraction of the
+rate of large matrix products with the same dtype on the same device.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MATRIX_SIDE = {"cuda": 8192, "cpu": 2048, "mps": 4096}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--config", type=Path, default=Path("configs/b7.json"), help="configuration of the network and the optimizer")
-    add("--batch-size", type=cli.positive, metavar="N", help="number of images (default: the configuration's)")
+    add("--batch-size", type=cli.positive, metavar="N", help="batch size (default: the configuration's)")
     add("--steps", type=cli.positive, default=10, metavar="N", help="number of steps per measurement")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    add("--compile", action="store_true", help="measure each row with torch.compile, too")
+    add("--compile", action="store_true", help="also measure each row with torch.compile")
     return parser
 
 
@@ -94,9 +94,9 @@ def measure(config: Config, device: torch.device, steps: int, compiled: bool) ->
 
 
 def count_flops(learner: Learner, batch: Batch) -> int:
-    """Return the floating-point operations of a step's convolutions: the backward pass has twice those of the forward.
+    """Return the floating-point operations of a step's convolutions. The backward pass counts twice the forward pass.
 
-    torch.utils.flop_counter counts depthwise convolutions as full ones.
+    torch.utils.flop_counter is not used, because it counts depthwise convolutions as full ones.
     """
     counted = []
 
@@ -131,9 +131,9 @@ def random_batch(config: Config) -> Batch:
 
 
 def matmul_rate(device: torch.device, config: Config) -> float:
-    """Return the floating-point operations per second of large matrix products in the step's data type.
+    """Return the floating-point operations per second of large matrix products in the step's dtype.
 
-    On a GPU, float32 uses TF32 where convolutions do.
+    On a GPU, float32 uses TF32 if convolutions do.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     dtype = getattr(torch, config.amp_dtype) if config.fp16 else torch.float32

@@ -1,1 +1,1 @@
-"""Tests, and what they and the demo are made of."""
+"""Tests, in folders like those of the packages; tests/support has what they share."""

@@ -45,7 +45,7 @@ LANDMARK, LANDMARK_FRACTION = 2, 0.95  # this fraction of the landmarks must be 
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of the clips")
     parser.add_argument("--preprocessing", type=Path, metavar="JSON", help="reference outputs of preprocessing")
@@ -101,8 +101,7 @@ def compare_crops(crops: Path, published: dict) -> bool:
             shapes.append(np.abs(np.subtract(crop.shape, expected["shape"])).max())
             means.append(np.abs(crop.mean((0, 1)) - expected["mean_bgr"]).max())
     print(
-        f"crops: {len(shapes)}, largest difference of a side {max(shapes)} pixels, "
-        f"of a mean {max(means):.2g} gray levels"
+        f"crops: {len(shapes)}, largest difference in size {max(shapes)} pixels, in mean {max(means):.2g} gray levels"
     )
     return max(shapes) <= CROP_SHAPE and max(means) <= CROP_MEAN
 
@@ -128,7 +127,7 @@ def compare_masks(root: Path, original: str, fake: str, published: dict) -> bool
         ours = cv2.imread(str(root / "diffs" / fake / f"{name}.png"), cv2.IMREAD_UNCHANGED)
         clipped.append(ours.mean() - expected["mean"])
     print(
-        f"masks: {len(wrapped)}, largest difference of a mean before clipping {max(wrapped):.2g} gray levels; "
+        f"masks: {len(wrapped)}, largest difference in mean before clipping {max(wrapped):.2g} gray levels; "
         f"clipping adds {min(clipped):.2f} to {max(clipped):.2f}"
     )
     return max(wrapped) <= MASK_MEAN

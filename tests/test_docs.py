@@ -24,7 +24,7 @@ PAGES = sorted(
 ) + sorted((ROOT / "docs").glob("*.md"))
 TEXT = "\n".join(page.read_text() for page in PAGES)
 OPTION = r"(?<![\w-])--[a-z][a-z-]*"
-# Commands of which every option must be documented.
+# Commands whose options must all be documented.
 DOCUMENTED = (
     "predict_folder",
     "plot_loss",
@@ -50,12 +50,12 @@ OTHER_OPTIONS = {
     "--requirement",
     "--constraint",
 }
-# Files that users have or that the commands write.
+# Files that users provide, and an old name in the changelog.
 WRITTEN = {"metadata.json", "figures.json"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if not target.startswith("https://"):
             path, _, anchor = target.partition("#")
@@ -145,7 +145,7 @@ def options_of(module: str) -> set[str]:
 
 
 def keys_in(page: str, heading: str) -> set[str]:
-    """What is set as code in the tables of a section and its subsections."""
+    """The text in code font in the tables of a section and its subsections."""
     level = heading.index(" ")
     section = (ROOT / page).read_text().split(f"\n{heading}\n", 1)[1]
     section = re.split(rf"\n#{{1,{level}}} ", section)[0]

@@ -31,7 +31,7 @@ FILES = {
 
 
 def imports(module: str) -> Iterator[str]:
-    """The modules of this repository that a module imports, also within functions and for type checking."""
+    """The modules of this repository that a module imports, including those within functions and for type checking."""
     for node in ast.walk(ast.parse(FILES[module].read_text())):
         names = []
         if isinstance(node, ast.Import):
@@ -53,7 +53,7 @@ PRODUCT = {module for module in FILES if package_of(module) not in ("tests", "be
 
 
 def loaded_at_import(module: str) -> set[str]:
-    """The packages that importing a module loads, by way of this repository's modules too."""
+    """The packages that importing a module loads, directly or through this repository's modules."""
     loaded, todo, seen = set(), [module], set()
     while todo:
         current = todo.pop()
@@ -89,7 +89,7 @@ def test_no_stage_imports_another() -> None:
 
 
 def test_tests_and_benchmarks_are_independent() -> None:
-    """Benchmarks import no tests; tests share tests.support only."""
+    """Benchmarks import no tests; tests import only tests.support."""
     for module in FILES.keys() - PRODUCT:
         shared = {name for name in GRAPH[module] if package_of(name) in ("tests", "benchmarks")}
         allowed = "tests.support" if package_of(module) == "tests" else "benchmarks."
@@ -97,6 +97,6 @@ def test_tests_and_benchmarks_are_independent() -> None:
 
 
 def test_entry_points_load_heavy_libraries_late() -> None:
-    """So that --help and wrong arguments are answered at once, and Ctrl-C during start-up gets a clean exit."""
+    """Late imports keep --help and usage errors fast and let Ctrl-C during start-up exit cleanly."""
     for path in ENTRY_POINTS:
         assert not HEAVY & loaded_at_import(module_of(ROOT / path)), path

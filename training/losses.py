@@ -1,7 +1,7 @@
 """Training losses.
 
 Losses take logits (n,) and labels (n,), 1 = fake, and return one value per sample. Smoothed labels lie between 0 and 1.
-`BalancedLoss` combines and averages them.
+`BalancedLoss` combines the losses and averages over the samples.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "BinaryCrossentropy": binary_crossentropy,
     "FocalLoss": focal_loss,
 }
-# The loss of a network's mask, besides those of its logit.
+# Name of the loss on a network's mask, which is added to the losses on its logit.
 MASK_LOSS = "MaskBinaryCrossentropy"
 
 
 class BalancedLoss:
-    """Weighted sum of losses; the mean over fake samples and the mean over real samples weigh the same.
+    """Weighted sum of losses in which the mean over fakes and the mean over reals have equal weight.
 
-    A batch may be divided among processes or into parts. Each divides its sum by the `class_counts` of the whole batch,
-    so that the results add up to the loss of the whole batch even if a part lacks a class.
+    A batch may be divided among processes or into parts. Each part divides its sum by the `class_counts` of the whole
+    batch, so that the results add up to the loss of the whole batch even if a part lacks a class.
 
     Args:
         weights: weights of the losses, by name (keys of LOSSES, and MASK_LOSS).
-        ohem_samples: number of hardest samples of each class that count per process (online hard example mining,
+        ohem_samples: number of hardest samples of each class to use per process (online hard example mining,
             Shrivastava et al., CVPR 2016); None for all.
     """
 
@@ -52,11 +52,11 @@ class BalancedLoss:
         self.ohem_samples = ohem_samples
 
     def class_counts(self, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Return the numbers of real and fake samples that count, float32 (2,).
+        """Return the numbers of real and fake samples that contribute to the loss, float32 (2,).
 
         Args:
             labels: (n,).
-            valid: bool (n,), samples that may count.
+            valid: bool (n,), samples that may contribute.
         """
         counts = torch.stack([members.sum() for members in _split_classes(labels, valid)]).float()
         return counts.clamp(max=self.ohem_samples) if self.ohem_samples else counts
@@ -69,7 +69,7 @@ class BalancedLoss:
         Args:
             logits: (n,).
             labels: (n,).
-            valid: bool (n,), samples that may count.
+            valid: bool (n,), samples that may contribute.
             counts: `class_counts` of the whole batch.
         """
         weighted = (weight * loss(logits, labels) for loss, weight in self.weights.items())

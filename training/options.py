@@ -1,4 +1,4 @@
-"""Options that several command lines share. Loads no library, so that --help and wrong arguments answer at once."""
+"""Options that several command lines share. Imports no heavy library, so that --help and usage errors are fast."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def default_workers() -> int:
-    """Return the number of data loading workers: one per core, divided among the training processes of this machine."""
+    """Return the number of data loading workers of a process: its share of the CPU cores, at most MAX_WORKERS."""
     return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
@@ -49,7 +49,7 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 
 def label_smoothing(text: str) -> float:
-    """Argument type: a number from 0 to below 0.5."""
+    """Argument type: a number in [0, 0.5)."""
     if not 0 <= float(text) < 0.5:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 0.5)")
     return float(text)
@@ -58,5 +58,5 @@ def label_smoothing(text: str) -> float:
 def padding_part(text: str) -> int:
     """Argument type: an integer of at least PADDING_PART."""
     if int(text) < PADDING_PART:
-        raise argparse.ArgumentTypeError(f"{text} is below {PADDING_PART}: crops have no larger margin")
+        raise argparse.ArgumentTypeError(f"{text} is below {PADDING_PART}: the margin cannot be enlarged")
     return int(text)

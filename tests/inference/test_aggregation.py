@@ -11,17 +11,17 @@ from inference.aggregation import STRATEGIES, confident_strategy, mean_strategy
 @pytest.mark.parametrize(
     ("fakes", "others", "other_score", "expected"),
     [
-        (12, 17, 0.5, "fakes"),  # 29 // 2.5 = 11: 12 are more
-        (12, 18, 0.5, "all"),  # 30 // 2.5 = 12: 12 are not more
+        (12, 17, 0.5, "fakes"),  # 29 // 2.5 = 11, and 12 > 11
+        (12, 18, 0.5, "all"),  # 30 // 2.5 = 12, and 12 is not more
         (13, 18, 0.5, "fakes"),  # 31 // 2.5 = 12
-        (11, 0, 0.5, "all"),  # 11 are not more than 11
+        (11, 0, 0.5, "all"),  # 11 is not more than 11
         (12, 0, 0.5, "fakes"),
         (1, 0, 0.5, "all"),
         (0, 1, 0.1, "reals"),
         (3, 29, 0.1, "reals"),  # 29 of 32 exceed 28.8
         (4, 28, 0.1, "all"),
         (2, 18, 0.1, "all"),  # 18 of 20 do not exceed 18
-        (0, 32, 0.2, "all"),  # 0.2 is not under 0.2
+        (0, 32, 0.2, "all"),  # 0.2 is not below 0.2
     ],
 )
 def test_confident_strategy(fakes: int, others: int, other_score: float, expected: str):
@@ -38,6 +38,6 @@ def test_mean_strategy():
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values())
 @pytest.mark.parametrize("scores", [[], [0.5, float("nan")], [[0.5]]])
-def test_no_answer_without_numbers(strategy, scores: list):
+def test_invalid_scores_are_an_error(strategy, scores: list):
     with pytest.raises(ValueError, match="finite scores"):
         strategy(np.array(scores))

@@ -88,7 +88,7 @@ def finished_clips(journal: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips of all kinds, with defects of all kinds."""
+    """Clips in many formats, intact and damaged."""
     folder = tmp_path_factory.mktemp("videos")
     data = sample_clips.face_clip(folder / "a_face.mp4").read_bytes()
     (folder / "b_truncated.mp4").write_bytes(data[:300])
@@ -123,7 +123,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def scored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The folder's results. A progress file of the previous version, with wrong scores, was there before the run."""
+    """The folder's results. A progress file of the previous version, with wrong scores, existed before the run."""
     output = tmp_path_factory.mktemp("scored")
     write_previous_progress(output / "s.csv.progress.jsonl", folder / "a_face.mp4")
     finished = run(folder, output / "s.csv", "--details", output / "d.jsonl", *FAST)
@@ -208,7 +208,7 @@ def test_score_equals_step_by_step_computation(scored: Run, folder: Path):
     assert scored.scores["a_face.mp4"] == pytest.approx(confident_strategy(np.array(expected)), abs=ROUNDING)
 
 
-def test_previous_versions_progress_is_started_over(scored: Run):
+def test_progress_of_a_previous_version_is_ignored(scored: Run):
     first, *records = map(json.loads, (scored.output / "s.csv.progress.jsonl").read_text().splitlines())
     assert first["settings"]["version"] == RECORD_VERSION != 2
     assert scored.scores["a_face.mp4"] != 0.123
@@ -224,7 +224,7 @@ def test_redirected_output_has_no_progress_bar(scored: Run):
 
 @pytest.mark.slow
 def test_score_depends_on_the_video_only(scored: Run, folder: Path, tmp_path: Path):
-    """Neither on the batch size nor on the number of workers nor on the other videos."""
+    """Batch size, number of workers and other videos do not change a score."""
     run(folder, tmp_path / "b.csv", *FAST, "--batch-size", "7", "--workers", "3")
     assert read_scores(tmp_path / "b.csv") == pytest.approx(scored.scores, abs=ROUNDING)
     assert run(folder / "h_small.mp4", tmp_path / "alone.csv", *FAST).returncode == 0

@@ -62,7 +62,7 @@ def test_finds_videos_in_subfolders_once(tmp_path: Path):
     assert submission.find_videos(tmp_path / "a.ts") == ({"a.ts": tmp_path / "a.ts"}, [])
 
 
-def test_resumes_with_the_videos_that_are_not_finished(videos: dict[str, Path], tmp_path: Path):
+def test_resumes_with_the_unfinished_videos(videos: dict[str, Path], tmp_path: Path):
     scored, records, _ = score(videos, tmp_path)
     assert scored == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     assert [record["status"] for record in records] == ["ok", "unreadable", "no_face", "ok"]

@@ -49,7 +49,7 @@ def test_malformed_files(tmp_path: Path, content: str):
 def test_face_numbers_by_hand():
     # the second face becomes the larger one and is listed first
     assert face_numbers({0: [box(0, 100), box(400, 90)], 10: [box(395, 110), box(5, 95)]}) == {0: [0, 1], 10: [1, 0]}
-    # a face disappears and comes back; another one appears meanwhile
+    # a face disappears and comes back; another one appears in the meantime
     disappearing = {0: [box(0), box(400)], 10: [box(400)], 20: [], 30: [box(410), box(900), box(10)]}
     assert face_numbers(disappearing) == {0: [0, 1], 10: [1], 20: [], 30: [1, 2, 0]}
     # a face farther away than its size is another person

@@ -58,7 +58,7 @@ def test_equals_facenet_pytorch(face_video: Path):
 
 
 def test_coordinates_are_in_pixels_of_the_full_frame():
-    """At every scale of the detector and for odd sizes."""
+    """This holds at every detector scale and for odd frame sizes."""
     image = astronaut()[:301, :421]
     boxes = [FaceDetector(scale=scale).detect([image])[0][0].box for scale in (0.5, 0.77, 1.0, 2.0)]
     for box in boxes:

@@ -27,8 +27,8 @@ class Case(NamedTuple):
     """A fake that shows the same pictures as its original.
 
     Attributes:
-        frames: the original's frames that it has crops of.
-        matched: how the frames are matched, if the videos differ.
+        frames: the original's frames for which the fake has crops.
+        matched: text of the message about frame matching, if the videos differ.
         scale: its size relative to the original.
     """
 
@@ -104,7 +104,7 @@ def test_crops_show_the_same_moments_as_the_originals(processed: Processed, clip
     assert outcome.counts == {"frames": len(case.frames), "crops": len(case.frames)}
     assert [image.frame for image in list_images(root.crops(clip))] == list(case.frames)
     for frame in case.frames:
-        # About 2 in the same frame and 9 in others. Rounding the windows of other sizes shifts them by up to 2 pixels.
+        # About 2 for the same frame, 9 for others. Rounding the windows of scaled fakes shifts them by up to 2 pixels.
         assert mean_difference(root, clip, frame, frame) < (4 if case.scale == 1 else 16)
         for other in set(USED) - {frame} if case.scale == 1 else ():
             assert mean_difference(root, clip, frame, other) > 4

@@ -122,7 +122,7 @@ def test_redirected_output_has_no_progress_bars(done: subprocess.CompletedProces
 
 
 def test_output_files(root: Path, done: subprocess.CompletedProcess):
-    """Exactly these files: no temporary ones, none of clips that failed."""
+    """Exactly these files: no temporary files and none of failed clips."""
     assert done.returncode == 3
     used = range(0, FRAMES, 10)
     assert {path.name for path in root.iterdir()} == {
@@ -224,7 +224,7 @@ def test_rerun_changes_nothing(root: Path, done: subprocess.CompletedProcess):
 
 
 def test_new_and_repaired_clips_are_processed(root: Path, done: subprocess.CompletedProcess, tmp_path: Path):
-    """So are clips whose outputs were deleted, and no others."""
+    """So are clips whose outputs were deleted; all others stay untouched."""
     assert done.returncode == 3
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
@@ -380,7 +380,7 @@ def test_usage():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_equals_cpu(root: Path, done: subprocess.CompletedProcess, tmp_path: Path):
-    """Up to rounding."""
+    """Boxes and landmarks agree up to rounding."""
     assert done.returncode == 3
     folder = write_part(tmp_path, 0, {"aa.mp4": REAL, "three.mp4": REAL})
     shutil.copy(root / "dfdc_train_part_0/aa.mp4", folder)

@@ -47,7 +47,7 @@ OUTPUTS = {
     "compress_videos": "compressed",
     "extract_images": "images",
 }
-# Stage -> the input that it is stalled at and the number of clips that it finishes before.
+# Stage -> the input at which it stalls and the number of clips that it finishes before that.
 STALLS = {
     "detect_original_faces": (f"dfdc_train_part_0/{LAST}.mp4", PAIRS - 1),
     "extract_crops": (f"dfdc_train_part_0/fake_{LAST}.mp4", 2 * PAIRS - 1),
@@ -150,7 +150,7 @@ def restore_input(stage: str, uninterrupted: Path, root: Path) -> None:
 
 
 def assert_resumes(stage: str, uninterrupted: Path, root: Path) -> None:
-    """Resume a stalled and ended run: only the unfinished clip is processed."""
+    """Resume a run that stalled and was stopped: only the unfinished clip is processed."""
     journal = journal_of(root, stage)
     kept = journal.read_text().splitlines()
     _, finished = STALLS[stage]
@@ -191,7 +191,7 @@ def test_resumes_after_ctrl_c(uninterrupted: Path, tmp_path: Path):
 
 
 def test_a_killed_worker_fails_its_clip_only(uninterrupted: Path, tmp_path: Path):
-    """As when the system is out of memory. The next run tries the clip again without --retry-failed."""
+    """This happens when the system runs out of memory. The next run tries the clip again without --retry-failed."""
     root = copy_before("extract_images", uninterrupted, tmp_path / "root")
     with stalled("extract_images", root, "--workers", "1") as process:
         [worker] = (pid for pid in descendants(process.pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())

@@ -110,7 +110,7 @@ def test_frame_numbers_and_times(tmp_path: Path, name: str, codec: str):
 
 
 def test_stream_that_starts_between_keyframes(tmp_path: Path):
-    """As recordings of broadcasts do. The frames before the first keyframe cannot be decoded."""
+    """Broadcast recordings do. The frames before the first keyframe cannot be decoded."""
     path = sample_clips.write_clip(tmp_path / "whole.ts", numbered(50), "mpeg2video", **MPEG)
     content = path.read_bytes()
     packet = 188  # bytes

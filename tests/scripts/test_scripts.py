@@ -1,4 +1,4 @@
-"""The shell scripts as a user runs them; a local server stands in for the release's download location."""
+"""The shell scripts as a user runs them; a local server stands in for the download location."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_wrong_arguments_print_usage(name: str, arguments: tuple[str, ...]):
 
 
 def test_wrong_arguments_of_run_tests_print_usage():
-    """They are pytest's, which therefore has to be there."""
+    """Only pytest can tell which arguments are wrong, so this needs the real interpreter."""
     finished = script("run_tests.sh", "--bogus")
     assert finished.returncode == 2
     assert f"usage: {ROOT / 'run_tests.sh'}" in finished.stderr

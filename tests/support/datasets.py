@@ -84,7 +84,7 @@ def fake_frames(frames: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def three_faces(frames: int) -> Iterator[np.ndarray]:
-    """Yield 800 x 400 frames with three faces. The left one shrinks; the middle one grows until it is the larger."""
+    """Yield 800 x 400 frames with three faces. The left one shrinks; the middle one grows beyond it."""
     face = astronaut()[:300, 80:380]
     for progress in np.linspace(0, 1, frames):
         canvas = np.full((400, 800, 3), 90, np.uint8)

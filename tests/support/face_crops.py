@@ -69,7 +69,7 @@ def portrait(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def swapped_mouth(face: np.ndarray, landmarks: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The face with another part of it in the place of the mouth."""
+    """The face with its mouth replaced by another part of it."""
     middle = landmarks[3:].mean(axis=0)
     width = landmarks[4, 0] - landmarks[3, 0]
     inside = np.zeros(face.shape[:2], np.uint8)
@@ -112,7 +112,7 @@ def arguments(root: Path, *options: str | Path) -> list[str]:
 
 
 def command(root: Path, *options: str | Path, processes: int = 0, kill_at: int | None = None) -> list[str]:
-    """The command that trains; with `kill_at`, the last process is killed at this training step."""
+    """The training command; with `kill_at`, the last process is killed at this training step."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
     kill = [] if kill_at is None else [str(KILLED_TRAINING), str(kill_at)]
     return [sys.executable, *launch, *kill, str(TRAIN_CLASSIFIER), *arguments(root, *options)]

@@ -1,4 +1,4 @@
-"""Two processes of which one fails while the other waits for it. test_distributed.py runs this with torchrun."""
+"""Fail in one of two processes while the other waits for it. test_distributed.py runs this with torchrun."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_blacked_out_pixels_are_not_manipulated(data_root: Path) -> None:
 
 
 def test_unchanged_fakes_are_invalid_only_with_only_changed(root: Path) -> None:
-    """Masks that are read for another purpose have no influence."""
+    """Masks that are read for other purposes do not make a fake invalid."""
     path = root / "diffs/000_001/0_0_diff.png"
     path.write_bytes(encode_image(np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))))
     for options in ({"masks": True}, {"dropout": "block"}, {"dropout": "none"}):
@@ -148,8 +148,8 @@ def test_only_visible_changes_make_a_fake_valid(root: Path) -> None:
     assert not cut[SampleIndex(row, 0, 0)].valid.item()
 
 
-def test_fake_without_mask_is_not_unchanged(root: Path) -> None:
-    """The published code took a missing mask for an empty one."""
+def test_fake_without_mask_is_valid(root: Path) -> None:
+    """The published code treated a missing mask as an empty one."""
     (root / "diffs/000_001/0_0_diff.png").unlink()
     data = make_dataset(root, no_augmentation, masks=True, only_changed=True)
     fake = data[SampleIndex(row_of(data, "000_001/0_0.png"), 0, 0)]
@@ -215,9 +215,9 @@ def test_block_dropout(data_root: Path) -> None:
 
 
 BROKEN = {
-    "no file": lambda path: path.unlink(),
+    "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:20]),
     "not an image": lambda path: path.write_bytes(b"This is not an image, whatever its name says."),
 }
 

@@ -33,7 +33,7 @@ def test_constants_of_the_winning_solution(name: str, batch_size: int, epochs: i
     assert optimizer.clip_norm == 1
 
 
-def test_further_keys_are_optional(tmp_path: Path) -> None:
+def test_additional_keys_are_optional(tmp_path: Path) -> None:
     published = json.loads((CONFIGS / "b7.json").read_text())
     del published["pretrained"]
     path = face_crops.write(tmp_path / "b7.json", json.dumps(published).encode())

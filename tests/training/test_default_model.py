@@ -40,7 +40,7 @@ def test_card_has_the_hash_of_the_file() -> None:
 
 
 def test_card_has_the_metrics() -> None:
-    """Those of weights/metrics.json, in the format in which evaluate.py prints them."""
+    """The card shows weights/metrics.json in the format that evaluate.py prints."""
     metrics = json.loads((DEFAULT.parent / "metrics.json").read_text())
     card, intervals = CARD.read_text(), metrics.pop("intervals")
     assert f"\nvideos              {metrics.pop('videos')}\n" in card
@@ -50,7 +50,7 @@ def test_card_has_the_metrics() -> None:
 
 
 def test_was_trained_with_the_configuration() -> None:
-    """To the last epoch, and with the options that train_default.sh adds."""
+    """The weights are those of the last epoch, trained with the options that train_default.sh adds."""
     config = read_config(CONFIG)
     assert load_network(DEFAULT)[1] == config.recipe(config.crop_spec())
     found = read_checkpoint(DEFAULT)["trained"]
@@ -98,7 +98,7 @@ def test_fits_temperature_and_offset() -> None:
 
 
 def test_scores_that_cannot_be_calibrated(caplog: pytest.LogCaptureFixture) -> None:
-    """Perfect scores are kept, with a warning. Scores of one class, or worse than chance, are an error."""
+    """Perfect scores are kept, with a warning. Scores of only one class, or worse than chance, are an error."""
     logits, fake = np.array([-1.0, -2.0, 3.0]), np.array([False, False, True])
     assert fit_platt(logits, fake) == fit_platt(logits + 9, fake) == (1, 0)
     assert "not calibrated" in caplog.text
@@ -182,7 +182,7 @@ def test_report_is_measured_on_the_other_half(retrained: Path, tmp_path: Path) -
 
 
 def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
-    """AUC, log loss, fakes found and false alarms for each change of the crops; the first are of unchanged crops."""
+    """AUC, log loss, true and false positive rates for each modification of the crops, starting with none."""
     options = ("--checkpoint", checkpoint, "--data-dir", root, "--workers", 0)
     command = [sys.executable, "-m", "benchmarks.robustness", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=face_crops.ROOT, check=True)
@@ -191,7 +191,7 @@ def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_robustness_starts_with_the_report(retrained: Path) -> None:
-    """Unchanged crops give the metrics of the report. Every change beyond JPEG compression gives another loss."""
+    """Unchanged crops give the metrics of the report. Every modification except JPEG compression changes the loss."""
     (auc, log_loss, *_), *changed = robustness(retrained, retrained / "out/model.pt")
     metrics = json.loads((retrained / "out/metrics.json").read_text())
     assert (auc, log_loss) == (f"{metrics['auc']:.3f}", f"{metrics['log_loss']:.3f}")
@@ -200,8 +200,8 @@ def test_robustness_starts_with_the_report(retrained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_robustness_changes_what_it_says(tmp_path: Path) -> None:
-    """Resizing, rotating and shifting keeps the scores of crops of a single gray; noise and darkness do not."""
+def test_robustness_modifies_crops_as_named(tmp_path: Path) -> None:
+    """Resizing, rotating and shifting uniformly gray crops keeps their scores; noise and darkening do not."""
     ids = [str(number) for number in range(20) if half_of(str(number)) == "report"][:4]
     rows = []
     for number in ids:

@@ -57,14 +57,14 @@ def config(root: Path, batch_size: int) -> None:
 def test_two_processes_equal_one(root: Path) -> None:
     """Batches of 8 in each of two processes with SyncBN, killed and resumed, give the result of batches of 16 in one.
 
-    Floating-point sums have another order: losses agree within 0.1 %, and the update of the first step that trains all
-    weights (epoch 2) agrees within 5 % of its length, also in the first layer.
+    The order of floating-point sums differs: losses agree within 0.1 %, and the update of the first step that trains
+    all weights (epoch 2) agrees within 5 % of its norm, even in the first layer.
     """
     config(root, 8)
     started = time.monotonic()
     killed = face_crops.train(root, "--prefix", "two_", *OPTIONS, processes=2, kill_at=5)
     assert killed.returncode != 0
-    assert time.monotonic() - started < 90  # the process that is left does not wait for the other for ever
+    assert time.monotonic() - started < 90  # the remaining process does not wait for the other forever
     assert read_checkpoint(root / "weights" / f"two_{NETWORK}_last.pt")["epoch"] in (3, 4)
     resumed = face_crops.train(root, "--prefix", "two_", *OPTIONS, processes=2)
     assert resumed.returncode == 0, resumed.stderr
@@ -89,7 +89,7 @@ def test_two_processes_equal_one(root: Path) -> None:
 
 @pytest.mark.slow
 def test_validation_scores_every_crop_once(root: Path) -> None:
-    """An odd number of crops in two processes: none is padded, none is left out."""
+    """An odd number of crops in two processes: none is repeated, none is left out."""
     tables = [list(csv.DictReader((root / "weights" / f"{name}_{NETWORK}_last.csv").open())) for name in ("one", "two")]
     frames = [{row["video"]: row["frames"] for row in table} for table in tables]
     assert frames[0] == frames[1]
@@ -101,7 +101,7 @@ def test_validation_scores_every_crop_once(root: Path) -> None:
 
 @pytest.mark.slow
 def test_failing_process_stops_all() -> None:
-    """With its own error message. In the published code, the other processes waited for ever."""
+    """The error of the failing process is printed. In the published code, the other processes waited forever."""
     started = time.monotonic()
     done = subprocess.run(
         [
@@ -128,7 +128,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_sync_batch_norm_of_one_process_equals_batch_norm(dtype: torch.dtype, tolerance: float) -> None:
-    """In output, gradient and running statistics."""
+    """Outputs, gradients and running statistics agree."""
     plain = BatchNormAct2d(6).train()
     torch.nn.init.uniform_(plain.weight)
     torch.nn.init.uniform_(plain.bias)

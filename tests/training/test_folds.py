@@ -117,7 +117,7 @@ def test_invalid_list_is_an_error(tmp_path: Path, content: bytes | None, problem
 
 @pytest.mark.parametrize("fakes", [500, 100, 30, 7])
 def test_oversampling_balances_the_classes(fakes: int) -> None:
-    """All reals once; fakes equally often, up to one. The published code failed with fewer fakes than reals."""
+    """Each real once; counts of fakes differ by at most one. The published code failed with fewer fakes than reals."""
     fake = np.arange(100 + fakes) >= 100
     counts = np.bincount(epoch_order(fake, 1, 0), minlength=len(fake))
     assert (counts[:100] == 1).all()

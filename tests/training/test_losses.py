@@ -23,7 +23,7 @@ def loss_of(loss: BalancedLoss, logits=LOGITS, labels=LABELS, valid=None) -> flo
     return loss(logits, labels, valid, loss.class_counts(labels, valid)).item()
 
 
-def test_classes_weigh_the_same() -> None:
+def test_classes_have_equal_weight() -> None:
     losses = crossentropy(LOGITS, LABELS)
     expected = (losses[LABELS > 0.5].mean() + losses[LABELS < 0.5].mean()) / 2
     assert loss_of(BalancedLoss({"BinaryCrossentropy": 1})) == pytest.approx(expected, rel=1e-6)

@@ -79,7 +79,7 @@ def test_downloads_pretrained_weights(server: str, encoder: torch.nn.Module, tmp
 
 @pytest.mark.slow
 def test_failed_download_is_an_error(server: str, tmp_path: Path) -> None:
-    """Instead of random weights."""
+    """A failed download does not fall back to random weights."""
     done = download(f"{server}/nowhere", tmp_path)
     assert done.returncode != 0
     assert "SetupError: pretrained: " in done.stderr

@@ -67,7 +67,7 @@ def test_poly_of_the_published_recipe() -> None:
 
 
 def test_cosine() -> None:
-    """A linear warmup, then PyTorch's cosine schedule."""
+    """A linear warm-up, then PyTorch's cosine schedule."""
     schedule = SCHEDULES["cosine"](total_iters=50, warmup_iters=10)
     lrs = [schedule.lr(LR, t) for t in range(51)]
     assert lrs[:10] == pytest.approx([LR * (t + 1) / 11 for t in range(10)])

@@ -1,4 +1,4 @@
-"""Training as a user runs it: complete runs, runs that are killed and resumed, and runs that cannot work."""
+"""Training as a user runs it: complete runs, runs that are killed and resumed, and runs that end with an error."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_damaged_last_checkpoint_is_an_error(root: Path) -> None:
 
 @pytest.mark.slow
 def test_full_disk_leaves_no_partial_files(root: Path) -> None:
-    """The full disk is a limit on the size of files."""
+    """A limit on file sizes stands in for a full disk."""
     limited = f"ulimit -f 4000; exec {shlex.join(face_crops.command(root, '--epochs', 1))}"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, env=face_crops.environment())
     assert done.returncode == 2, done.stderr
@@ -277,7 +277,7 @@ def test_says_what_it_trains_on_and_what_to_do_next(
 
 @pytest.mark.slow
 def test_keeps_only_best_and_last(root: Path) -> None:
-    """With --keep best. The same run can go on to keep all."""
+    """With --keep best. Resumed without it, the same run keeps all further checkpoints."""
     assert run(root, "--keep", "best", "--epochs", 1) == 0
     best_and_last = {f"{NETWORK}_{which}{suffix}" for which in ("best", "last") for suffix in (".pt", ".csv")}
     assert {path.name for path in (root / "weights").iterdir()} == best_and_last | {f"{NETWORK}.json"}
@@ -287,7 +287,7 @@ def test_keeps_only_best_and_last(root: Path) -> None:
 
 
 def test_missing_masks_and_landmarks(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An error if the run needs masks, otherwise a warning."""
+    """They are an error if the run needs masks, otherwise a warning."""
     shutil.rmtree(root / "diffs")
     shutil.rmtree(root / "landmarks")
     for options in (("--only-changed-frames",), ("--dropout", "block")):
@@ -309,7 +309,7 @@ def test_warns_of_a_learning_rate_of_zero(root: Path, caplog: pytest.LogCaptureF
 
 
 def test_starts_from_the_weights_of_another_run(root: Path) -> None:
-    """With --from-zero. Without it, a checkpoint that has weights only is refused."""
+    """--from-zero takes only the weights. Without it, a checkpoint without training state is refused."""
     with pytest.raises(UserError, match=rf"{DEFAULT}: has weights only.*--from-zero"):
         run(root, "--resume", DEFAULT)
     with pytest.raises(UserError, match=r"--from-zero: .*--resume FILE"):
@@ -338,7 +338,7 @@ def test_zero_score_forgets_the_best_score(root: Path) -> None:
 
 
 def test_freezing_keeps_the_encoder(root: Path) -> None:
-    """Weights and running statistics of batch norms, which the published code updated in frozen epochs."""
+    """This includes the running statistics of batch norms, which the published code updated in frozen epochs."""
     given = load_network(DEFAULT)[0].encoder.state_dict()
     assert run(root, "--freeze-epochs", 1) == 0
     frozen, unfrozen = weights(root, 0), weights(root, 1)
@@ -351,7 +351,7 @@ def test_freezing_keeps_the_encoder(root: Path) -> None:
 
 @pytest.mark.slow
 def test_loss_that_is_not_finite_stops_the_run(root: Path) -> None:
-    """In the forward or in the backward pass. Checkpoints of earlier epochs are kept."""
+    """So does a gradient that is not finite. Checkpoints of other runs are kept."""
     assert run(root, "--epochs", 1) == 0
     before = weights(root, 0)
     for weight, value in ((1e39, "inf"), (1e37, "(inf|nan)")):
@@ -380,7 +380,7 @@ def test_validates_on_one_class_with_a_warning(root: Path, caplog: pytest.LogCap
     kept = [line for line in lines if not (line.endswith(",0") and ",1," in line)]
     (root / "folds.csv").write_text("\n".join(kept) + "\n")
     assert run(root, "--epochs", 1, "--set", "batches_per_epoch=1") == 0
-    assert "--fold: validation has real videos only" in caplog.text
+    assert "--fold: validation has only real videos" in caplog.text
     (line,) = face_crops.log(root)
     assert (line["fake_loss"], line["auc"], line["videos"]) == (None, None, face_crops.PAIRS)
     assert line["bce"] == line["real_loss"]
@@ -448,7 +448,7 @@ def test_trains_all_parameters_but_the_fixed_ones(root: Path, options: tuple, mo
 
 @pytest.mark.slow
 def test_accumulation_equals_the_whole_batch(root: Path) -> None:
-    """With frozen batch norms, which would otherwise see other batches."""
+    """Batch norms are frozen; otherwise, they would normalize smaller batches."""
     options = ("--freeze-epochs", 1, "--epochs", 1, "--set", "optimizer.type=SGD", "--set", "drop_path=0")
     for parts in (1, 4):
         assert run(root, *options, "--set", f"optimizer.accumulate={parts}", "--prefix", f"p{parts}_") == 0

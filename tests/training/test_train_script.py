@@ -69,7 +69,7 @@ esac
 
 
 def last_checkpoints(root: Path) -> list[Path]:
-    """In the order of the seeds."""
+    """The last checkpoints of the runs so far, in the order of the seeds."""
     return [path for name in NAMES if (path := root / "weights" / f"{name}_last.pt").is_file()]
 
 
@@ -100,7 +100,7 @@ def test_predict_folder_averages_the_five(root: Path, face_video: Path, tmp_path
 
 
 def test_usage() -> None:
-    """On wrong arguments to stderr with status 2, on --help to stdout with status 0."""
+    """Wrong arguments print it to stderr with status 2; --help prints it to stdout with status 0."""
     for arguments in ((), ("data",), ("data", "many"), ("--help",)):
         done = subprocess.run([str(face_crops.ROOT / "train.sh"), *arguments], capture_output=True, text=True)
         assert done.returncode == (0 if arguments == ("--help",) else 2)
@@ -115,7 +115,7 @@ def test_refuses_options_that_it_sets_for_each_seed(tmp_path: Path, option: str)
     assert done.stderr.startswith(f"{option.partition('=')[0]}: ")
 
 
-def test_plot_tells_logs_of_one_name_apart(tmp_path: Path) -> None:
+def test_plot_distinguishes_logs_of_the_same_name(tmp_path: Path) -> None:
     logs = [write_log(tmp_path / folder / "run.jsonl", [loss], [loss]) for folder, loss in (("a", 0.2), ("b", 0.4))]
     done = plot("--log-file", *logs, "--output", tmp_path / "loss.png")
     for log, loss in zip(logs, ("0.2400", "0.4800"), strict=True):
@@ -138,12 +138,12 @@ def write_log(path: Path, fake: list[float | None], real: list[float | None]) ->
 
 
 def plot(*options: str | Path) -> subprocess.CompletedProcess:
-    screenless = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
+    no_display = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
     return subprocess.run(
         [sys.executable, str(face_crops.ROOT / "plot_loss.py"), *map(str, options)],
         capture_output=True,
         text=True,
-        env=screenless,
+        env=no_display,
     )
 
 
@@ -183,8 +183,8 @@ def test_plots_validated_epochs_and_warns_of_one_class(tmp_path: Path, caplog: p
     assert f"{path}: validated on one class only in epochs 3" in caplog.text
 
 
-def test_says_if_training_selected_another_epoch(tmp_path: Path) -> None:
-    """Weighing fakes by 1.4 moves the best epoch from 0 to 1."""
+def test_reports_if_training_selected_another_epoch(tmp_path: Path) -> None:
+    """Weighting fakes by 1.4 moves the best epoch from 0 to 1."""
     other = write_log(tmp_path / "other.jsonl", [0.5, 0.4], [0.3, 0.41])
     same = write_log(tmp_path / "same.jsonl", [0.5, 0.4], [0.3, 0.3])
     done = plot("--log-file", other, same, "--output", tmp_path / "loss.png")
@@ -272,7 +272,7 @@ def test_halves_and_bootstrap_keep_fakes_with_their_original(tmp_path: Path) -> 
 
 
 def test_one_class_has_no_plots(tmp_path: Path) -> None:
-    """The metrics that need one class only are printed."""
+    """Metrics that are defined for a single class are still printed."""
     face_crops.write(tmp_path / "metadata.json", b'{"a.mp4": {"label": "REAL"}}')
     face_crops.write(tmp_path / "out.csv", b"filename,label\na.mp4,0.2\n")
     options = ("--submission", tmp_path / "out.csv", "--labels", tmp_path / "metadata.json", "--plots", tmp_path / "p")
@@ -286,7 +286,7 @@ def test_one_class_has_no_plots(tmp_path: Path) -> None:
 
 
 def test_bootstrap_of_one_original_gives_no_intervals(tmp_path: Path) -> None:
-    """Instead of intervals of zero width."""
+    """The intervals would have zero width."""
     entries = {"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}}
     face_crops.write(tmp_path / "metadata.json", json.dumps(entries).encode())
     face_crops.write(tmp_path / "out.csv", b"filename,label\na.mp4,0.2\nb.mp4,0.7\n")

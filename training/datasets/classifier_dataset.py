@@ -25,9 +25,9 @@ from training.datasets.face_dropout import block_dropout, face_dropout
 from training.datasets.folds import Crops, SampleIndex
 from training.options import PADDING_PART
 
-# A fake is unchanged if at most CHANGED_PIXELS pixels of its mask are above CHANGED_LEVEL.
+# A fake counts as unchanged if at most CHANGED_PIXELS pixels of its mask are above CHANGED_LEVEL.
 CHANGED_LEVEL, CHANGED_PIXELS = 20, 32
-# Number of random crops to try in place of one that cannot be read, before a black image takes its place.
+# Number of random replacements to try for a crop that cannot be read, before falling back to a black image.
 MAX_REPLACEMENTS = 10
 
 
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class CropSource:
-    """Reads crops and the landmarks and masks that belong to them.
+    """Reads crops and their landmarks and masks.
 
     Attributes:
         root: DATA_ROOT.
@@ -126,7 +126,7 @@ class ClassifierDataset(Dataset[Batch]):
 
     Args:
         source: where the crops are.
-        rows: rows of the crops that may replace one that cannot be read.
+        rows: rows of the crops that may replace a crop that cannot be read.
         augment: maps (image, mask or None, seed) to the augmented image and mask of the network's input size.
         seed: seed of all random choices.
         label_smoothing: distance of the labels from 0 and 1.

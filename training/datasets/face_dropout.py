@@ -23,7 +23,7 @@ ReadMask = Callable[[], np.ndarray | None]
 
 # Probabilities of the winning solution. Each is tried only if the one before it did not apply.
 LANDMARK_P, OUTLINE_P, HALF_P = 0.7, 0.2, 0.1
-# Probability of eyes, then of the mouth, then of the nose.
+# Probability of each part. Eyes, mouth and nose are tried in this order until one applies.
 PART_P = 0.5
 # Mask level above which a pixel of a fake counts as manipulated, and how many such pixels must stay visible.
 MANIPULATED_LEVEL = 0.4 * 255
@@ -143,7 +143,7 @@ def _thick_line(shape: Shape, start: np.ndarray, end: np.ndarray, dilation: floa
 
 
 def _random_block(shape: Shape, rng: np.random.Generator) -> np.ndarray:
-    """Return all rows or columns before, or all from, a random pivot."""
+    """Return all rows or columns on one side of a random pivot."""
     axis = int(rng.integers(2))
     length = shape[axis]
     center, distance = length // 2, int(length * PIVOT_RANGE)

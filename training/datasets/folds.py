@@ -76,7 +76,7 @@ class SampleIndex(NamedTuple):
     Attributes:
         row: row of the crop.
         epoch: epoch of the sample.
-        position: position in the epoch; seeds the augmentation together with the epoch.
+        position: position in the epoch. Together with the epoch, it seeds the augmentation.
     """
 
     row: int
@@ -159,7 +159,7 @@ def half_of(original: str) -> str:
 
 
 def training_rows(crops: Crops, fold: int, public: bool = False) -> np.ndarray:
-    """Return the rows to train on: all other folds, without official test sets and originals that are validated on.
+    """Return the rows to train on: the other folds, without official test sets and all crops of validated originals.
 
     Args:
         crops: list of the crops.

@@ -1,4 +1,4 @@
-"""Build what a training run consists of: data, network, optimizer."""
+"""Build the parts of a training run: data, network, optimizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from training.transforms.albu import Augmentation
 from training.zoo import build_network
 from training.zoo.classifiers import DeepFakeClassifier
 
-# Validation batches are larger than training batches by this factor: no activations are kept for gradients.
+# Validation batches are larger than training batches by this factor, because no activations are kept for gradients.
 VALIDATION_BATCH_FACTOR = 2
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Data(NamedTuple):
         crops: all crops of folds.csv.
         training_rows: rows of the crops to train on.
         validation_rows: rows of the crops to validate on.
-        batches: the batches of `training`; set its epoch before each epoch.
+        batches: batch sampler of `training`; set its epoch before each epoch.
         training: loader of this process' training batches.
         validation: loader of this process' validation batches.
     """
@@ -98,9 +98,9 @@ def _check_folders(data_dir: Path, dataset: ClassifierDataset) -> None:
     if not masks.is_dir() and (dataset.masks or dataset.only_changed or dataset.dropout == "block"):
         raise SetupError(f"{masks}: no such folder, and this run needs masks. Run preprocessing/generate_diffs.py")
     if dataset.dropout == "face" and not landmarks.is_dir():
-        log.warning("%s: no such folder, so face dropout cannot black out eyes, mouths and noses", landmarks)
+        log.warning("%s: no such folder, so face dropout cannot black out parts of faces", landmarks)
     if dataset.dropout == "face" and not masks.is_dir():
-        log.warning("%s: no such folder, so face dropout blacks out halves of real faces only", masks)
+        log.warning("%s: no such folder, so face dropout blacks out image halves for real faces only", masks)
 
 
 def build_training_dataset(args: argparse.Namespace, config: Config, masks: bool) -> ClassifierDataset:
@@ -131,7 +131,7 @@ def read_source(args: argparse.Namespace) -> CropSource:
 def build_validation_loader(
     dataset: ValidationDataset, rows: np.ndarray, batch_size: int, workers: int, dist: Distributed
 ) -> DataLoader:
-    """Build the loader of this process' part of the crops in `rows`. Each crop is in the part of one process."""
+    """Build the loader of this process' share of the crops in `rows`. Each crop goes to one process."""
     part = rows[dist.rank :: dist.world_size].tolist()
     batches = [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
     return build_loader(dataset, batches, workers, dist)
@@ -143,7 +143,7 @@ def build_loader(
     """Build a loader of batches.
 
     Args:
-        dataset: samples that are a Batch of one each.
+        dataset: dataset whose samples are Batches of one.
         batches: the dataset's indices, batch by batch.
         workers: number of worker processes.
         dist: this process and its device.
@@ -157,7 +157,7 @@ def build_loader(
         pin_memory=dist.device.type == "cuda",
         persistent_workers=persistent,
         worker_init_fn=_use_one_thread,
-        generator=torch.Generator(),  # samples have seeds of their own; keep PyTorch's global generator untouched
+        generator=torch.Generator(),  # samples have their own seeds; leave PyTorch's global generator untouched
     )
 
 
@@ -175,7 +175,9 @@ def crop_spec(config: Config, padding_part: int) -> MarginCrop | SquareCrop:
     if padding_part == PADDING_PART:
         return crop
     if crop != MarginCrop():
-        raise SetupError("--padding-part: the configuration's crops do not have the margin that it reduces. Remove it")
+        raise SetupError(
+            "--padding-part: only works with the default crop, but the configuration sets another. Remove it"
+        )
     return MarginCrop(1 / padding_part)
 
 
@@ -203,11 +205,11 @@ def init_network(config: Config, fresh: bool, weights: str | Path | None = None)
 
     Args:
         config: the configuration.
-        fresh: set the weights that training starts from; otherwise they are set later.
+        fresh: set the initial weights of a new run; otherwise, the caller loads weights later.
         weights: checkpoint to start from instead of the configuration's pretrained encoder.
 
     Raises:
-        CheckpointError: a file of weights cannot be used.
+        CheckpointError: the checkpoint or the pretrained weights cannot be used.
         SetupError: the pretrained weights cannot be downloaded.
     """
     download = fresh and config.pretrained is True and not weights
@@ -286,7 +288,7 @@ def _learning_rate(config: Config) -> Callable[[int, int], float]:
 
 
 def choose_amp_dtype(config: Config, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of mixed precision; None for float32, also instead of float16 on a CPU, which is slow at it."""
+    """Return the AMP dtype; None for float32, which also replaces float16 on a CPU because it is slow there."""
     if config.fp16 and device.type == "cpu" and config.amp_dtype == "float16":
         log.info("using float32: mixed precision in float16 needs a GPU")
         return None
@@ -294,7 +296,7 @@ def choose_amp_dtype(config: Config, device: torch.device) -> torch.dtype | None
 
 
 def wrap_model(learner: Learner, frozen: bool, compiled: bool) -> None:
-    """Freeze or unfreeze the encoder and wrap the network again, as DDP only averages what requires a gradient."""
+    """Freeze or unfreeze the encoder and re-wrap the network, because DDP fixes its set of trained parameters."""
     for name, parameter in learner.network.encoder.named_parameters():
         parameter.requires_grad_(not frozen and not name.startswith("classifier."))
     model = learner.dist.wrap_ddp(learner.network)
@@ -302,5 +304,5 @@ def wrap_model(learner: Learner, frozen: bool, compiled: bool) -> None:
 
 
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """Return the seed of PyTorch's generator for an epoch. It makes resuming independent of saved state."""
+    """Return the seed of PyTorch's generator for an epoch. Resuming therefore needs no saved generator state."""
     return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])

@@ -1,11 +1,11 @@
-"""Calibrate a checkpoint's scores and make it small for distribution.
+"""Calibrate a checkpoint's scores and shrink the file for distribution.
 
     python -m training.pipelines.calibrate --checkpoint RUN_last.pt --data-dir ROOT --fold 0 --output model.pt
 
-Fits a temperature and an offset to one half of the fold's originals and their fakes, so that the other half can
-measure the result (see --half of evaluate.py). Use RUN_last.pt, because RUN_best.pt was selected on both halves. The
-last layer absorbs temperature and offset, so that the new checkpoint is used like any other. It has float16 weights
-and nothing that is only needed to resume training.
+Fits a temperature and an offset to one half of the fold's originals and their fakes, so that the result can be
+measured on the other half (see --half of evaluate.py). Use RUN_last.pt, because RUN_best.pt was selected on both
+halves. Temperature and offset are folded into the last layer, so that the new checkpoint is used like any other. It
+has float16 weights and none of the state that resumes training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.options import HALVES, add_data_arguments
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")

@@ -1,4 +1,4 @@
-"""Calibrate a network with a temperature and an offset (Platt scaling) that its last layer absorbs."""
+"""Calibrate a network with a temperature and an offset (Platt scaling) that are folded into its last layer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from training.pipelines.submissions import EvaluationError
 from training.tools.checkpoint import read_checkpoint, save_checkpoint
 from training.tools.metrics import EPS
 
-# With a higher temperature, the scores say nothing about the class.
+# A higher temperature means that the scores say nothing about the class.
 MAX_TEMPERATURE = 10.0
 
 log = logging.getLogger(__name__)
 
 
 def calibrate(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the calibrated checkpoint with float16 weights. Raises a UserError.
+    """Write the calibrated checkpoint with float16 weights. Raises UserError.
 
     Returns:
         The checkpoint's `calibration`: temperature, offset, and the data and number of crops that they come from.
@@ -49,7 +49,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def training_of(path: Path) -> dict[str, Any]:
-    """Return the epoch and the settings (without paths of pretrained weights) of a last checkpoint; {} for others."""
+    """Return the epoch and the settings (without paths of pretrained weights) of RUN_last.pt; {} for others."""
     checkpoint = read_checkpoint(path)
     try:
         settings = checkpoint["training"]["settings"]
@@ -74,9 +74,9 @@ def fit_platt(logits: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
         EvaluationError: the logits say nothing about the labels, or there is only one class.
     """
     if not fake.any() or fake.all():
-        raise EvaluationError("--fold: has crops of one class only. Calibration needs real and fake videos")
+        raise EvaluationError("--fold: has crops of only one class. Calibration needs real and fake videos")
     if logits[~fake].max() < logits[fake].min():
-        log.warning("all %d scores are on the right side of a threshold, so they are not calibrated", len(fake))
+        log.warning("the %d scores separate the classes perfectly, so they are not calibrated", len(fake))
         return 1.0, 0.0
     fitted = LogisticRegression(C=np.inf, tol=1e-8).fit(logits[:, None], fake)
     slope, intercept = fitted.coef_.item(), fitted.intercept_.item()

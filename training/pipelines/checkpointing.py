@@ -1,4 +1,4 @@
-"""Write the checkpoints of a training run, and resume the run from the last of them."""
+"""Write the checkpoints of a training run, and resume the run from the last one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.tools.metrics import VideoScores, write_scores
 PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "apex")
 # Prefix of the tensors' names in the released checkpoints.
 PREFIX = "module."
-# Settings that may differ when a run resumes. Another number of processes changes the batches, so it is reported.
+# Settings that may differ when a run resumes. A different number of processes changes the batches, so it is reported.
 MAY_CHANGE = ("config.optimizer.schedule.epochs", "config.pretrained", "processes")
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Checkpoints:
     ) -> Path:
         """Write the checkpoints of an epoch and return the path of the first.
 
-        The last checkpoint is written last: a run that is killed before repeats the epoch, with the same result.
+        NAME_last.pt is written last: a run that is killed earlier repeats the epoch, with the same result.
         """
         weights = {f"{PREFIX}{key}": value for key, value in learner.eval_network.state_dict().items()}
         training = {
@@ -85,7 +85,7 @@ class Checkpoints:
         return self.path(names[0])
 
     def describe(self, settings: dict[str, Any], start: int, command: list[str]) -> None:
-        """Write OUTPUT_DIR/NAME.json: the settings, and the command and the versions of each start of the run."""
+        """Write OUTPUT_DIR/NAME.json: the settings, and the command and package versions of each start."""
         path = self.folder / f"{self.name}.json"
         try:
             starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if start else []
@@ -104,16 +104,16 @@ class Checkpoints:
 
 
 def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int, Best]:
-    """Set a learner to the state of a last checkpoint. Return the next epoch and the best epoch so far.
+    """Restore a learner from NAME_last.pt. Return the next epoch and the best epoch so far.
 
     Raises:
-        ResumeError: the run has other settings, or the checkpoint is damaged or has weights only.
+        ResumeError: the run has different settings, or the checkpoint is damaged or has weights only.
         CheckpointError: the checkpoint does not fit the learner.
     """
     try:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:
-        raise ResumeError(f"{error}, or start from scratch with --resume none") from None
+        raise ResumeError(f"{error}. To start from scratch, use --resume none") from None
     training = checkpoint.get("training")
     if not isinstance(training, dict):
         raise ResumeError(f"{path}: has weights only. To start a new run from them, add --from-zero")
@@ -128,7 +128,7 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
         learner.steps = training["steps"]
         return checkpoint["epoch"] + 1, Best(training["best_epoch"], checkpoint["bce_best"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = f"does not fit this run ({error}). To start from scratch, add --resume none"
+        reason = f"does not fit this run ({error}). To start from scratch, use --resume none"
         raise CheckpointError(path, reason) from None
 
 
@@ -154,7 +154,7 @@ def git_revision() -> str | None:
 
 
 def _compare_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ResumeError if settings differ that the result depends on."""
+    """Raise ResumeError if a setting that the result depends on differs."""
     before, now = _flatten(before), _flatten(now)
     different = [
         f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now.get(key))}"
@@ -165,7 +165,7 @@ def _compare_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -
         log.warning("the run was started with %d processes and resumes with %d", before["processes"], now["processes"])
     if different:
         raise ResumeError(
-            f"{path}: the run was started with other settings ({'; '.join(different)}). Resume it with those, "
+            f"{path}: the run was started with different settings ({'; '.join(different)}). Resume it with those, "
             "choose another --prefix for a new run, or start from scratch with --resume none"
         )
 

@@ -43,15 +43,15 @@ class Learner:
 
     Attributes:
         network: holds the weights.
-        model: the same network for the forward pass, wrapped in DistributedDataParallel or compiled.
+        model: the same network for the forward pass, possibly wrapped in DistributedDataParallel or compiled.
         recipe: what a checkpoint says about the network and its input.
-        loss: the loss.
+        loss: loss of a batch.
         optimizer: the optimizer.
         scaler: loss scaling for float16; disabled otherwise.
         lr_at: returns the learning rate for (epoch, step), both counted from 0.
         clip_norm: gradient clipping threshold (L2 norm).
         accumulate: number of parts that a batch is divided into to save memory.
-        amp_dtype: dtype of mixed precision; None for float32.
+        amp_dtype: AMP dtype; None for float32.
         dist: this process and its device.
         memory_format: memory format of the network and its input.
         ema: moving average of the weights, if used.
@@ -83,7 +83,7 @@ class Step(NamedTuple):
     """The result of a training step, over all processes.
 
     Attributes:
-        loss: loss of the whole batch; if the gradient is not finite, the gradient's norm.
+        loss: loss of the whole batch, or the gradient's norm if the gradient is not finite.
         images: number of images.
         broken: number of images that could not be read.
     """
@@ -97,14 +97,14 @@ def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops
     """Train on all batches. The caller sets the network to training mode.
 
     Args:
-        learner: is changed in place.
+        learner: modified in place.
         data_loader: batches of this process.
         epoch: number of the epoch, counted from 0.
         crops: names of the crops, for messages.
 
     Returns:
         `train_loss` (mean over the batches), `lr` (of the last step), `images_per_second`, `broken` (number of broken
-        images) and `seconds`; all but the last one over all processes.
+        images) and `seconds`. All but `seconds` cover all processes.
 
     Raises:
         TrainingError: in all processes at once, if a loss is not finite or too many images are broken.
@@ -155,7 +155,7 @@ def train_step(learner: Learner, batch: Batch, lr: float) -> Step:
 
 
 def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
-    """Compute the gradients of a batch part by part. Return this process' part of the loss, a scalar."""
+    """Compute the gradients of a batch part by part. Return this process' share of the loss, a scalar."""
     dist, loss = learner.dist, learner.loss
     images, labels, valid, known = (
         field.to(dist.device, non_blocking=True)
@@ -217,11 +217,11 @@ def score_crops(
     """Score the crops of all processes' batches. Every process gets all scores.
 
     Args:
-        network: is set to evaluation mode.
+        network: set to evaluation mode in place.
         recipe: the network's input.
         batches: batches of this process.
         dist: this process and its device.
-        amp_dtype: dtype of mixed precision; None for float32.
+        amp_dtype: AMP dtype; None for float32.
 
     Returns:
         Rows (n,) of the crops in the order they were scored, and their probabilities (n,) of being fake.

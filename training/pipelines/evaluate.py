@@ -1,10 +1,10 @@
-"""Measure how good scores are.
+"""Evaluate video scores.
 
     python -m training.pipelines.evaluate --submission CSV --labels metadata.json [--json OUT]
     python -m training.pipelines.evaluate --checkpoint FILE --data-dir DATA_ROOT --fold N [--json OUT]
 
 The first compares the output of predict_folder.py with DFDC's labels. The second scores the crops of a fold with a
-checkpoint like the validation during training: every 20th frame, averaged per video.
+checkpoint as validation during training does: every 20th frame, averaged per video.
 
 --half uses half of the original videos with their fakes, so that a checkpoint that was selected or calibrated on one
 half can be measured on the other; RUN_best.pt was selected on both. --bootstrap adds 95 % confidence intervals by
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--submission", type=Path, metavar="CSV", help="output of predict_folder.py")
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="network to score crops with")
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint to score crops with")
     add = parser.add_argument
     add("--labels", type=Path, metavar="JSON", help="DFDC's metadata.json, for --submission")
     add("--half", choices=HALVES, help="use only this half of the originals, and their fakes")
-    add("--bootstrap", type=cli.positive, metavar="N", help="add 95 %% confidence intervals from N samples, e.g. 2000")
+    add("--bootstrap", type=cli.positive, metavar="N", help="add 95 %% confidence intervals from N bootstrap samples")
     add("--json", type=Path, metavar="OUT", help="also write the metrics to this file")
     add("--predictions", type=Path, metavar="CSV", help="also write the score of each video to this file")
     add("--plots", type=Path, metavar="DIR", help="also write roc.png and reliability.png to this folder")
@@ -53,14 +53,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the metrics and write what was asked for. Return the exit status."""
+    """Print the metrics and write the requested files. Return the exit status."""
     if args.submission and not args.labels:
         raise UserError("--submission: needs labels. Add --labels metadata.json")
     folders = (args.json and args.json.parent, args.predictions and args.predictions.parent, args.plots)
     for folder in filter(None, folders):  # report an unusable folder before the work, not after
         make_folder(folder)
 
-    # These load scikit-learn and pandas, which takes seconds: not before the arguments are known to be good.
+    # These load scikit-learn and pandas, which takes seconds, so wrong arguments are reported first.
     from training.pipelines.submissions import EvaluationError
     from training.tools.metrics import bootstrap_intervals, evaluate, write_scores
 
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
     if args.bootstrap and len(set(scores.originals)) > 1:
         bounds = bootstrap_intervals(scores.scores, scores.fake, scores.originals, args.bootstrap)
     elif args.bootstrap:
-        log.warning("--bootstrap: all videos are of one original, so there are no confidence intervals")
+        log.warning("--bootstrap: all videos belong to one original, so there are no confidence intervals")
     for name, value in metrics.items():
         print(f"{name:20}{_format(value, bounds.get(name))}")
     if args.json:
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
         write_scores(args.predictions, scores)
     if args.plots:
         if metrics["auc"] is None:
-            raise EvaluationError("--plots: all videos are of one class. Plots need real and fake videos")
+            raise EvaluationError("--plots: all videos have the same class. Plots need real and fake videos")
         from training.tools.plots import plot_reliability, plot_roc, save_plot
 
         for name, plot in (("roc.png", plot_roc), ("reliability.png", plot_reliability)):

@@ -1,4 +1,4 @@
-"""A contact sheet of augmented training samples, to see what the network will see."""
+"""A contact sheet of augmented training samples, to check what the network will see."""
 
 from __future__ import annotations
 

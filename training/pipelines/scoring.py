@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def score_checkpoint(args: argparse.Namespace) -> VideoScores:
-    """Score the videos of a fold with a checkpoint. Raises a UserError."""
+    """Score the videos of a fold with a checkpoint. Raises UserError."""
     fold = read_fold(args)
     rows, scores = score_fold(args, fold)
     return VideoScores.from_crops(fold.source.crops, rows, scores)
@@ -38,7 +38,7 @@ class Fold(NamedTuple):
         recipe: the network's recipe.
         source: the crops of the dataset.
         rows: rows of the crops to score.
-        padding_part: the crops' margin is reduced to the face's size divided by this.
+        padding_part: the crops' margin is reduced to 1/padding_part of the face.
     """
 
     network: DeepFakeClassifier
@@ -53,7 +53,7 @@ def read_fold(args: argparse.Namespace) -> Fold:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        EvaluationError: the checkpoint needs crops that cannot be made from these.
+        EvaluationError: --data-dir is missing, or the checkpoint needs a larger or otherwise different margin.
         FoldsError: the list of crops cannot be used, or has no crops to score.
         SetupError: the folder of the crops is missing.
     """
@@ -66,10 +66,10 @@ def read_fold(args: argparse.Namespace) -> Fold:
         if abs(1 / padding_part - recipe.crop.margin) > 1e-6:
             raise EvaluationError(
                 f"{args.checkpoint}: needs crops with a margin of {recipe.crop.margin:.3f}, which cannot be cut from "
-                f"crops with a margin of 1/{PADDING_PART}. Use predict_folder.py and evaluate --submission"
+                f"crops with a margin of 1/{PADDING_PART}. Use predict_folder.py and evaluate.py --submission"
             )
     else:
-        log.warning("%s: needs crops of its own kind (%s). Check --crops-dir", args.checkpoint, recipe.crop)
+        log.warning("%s: needs specially cut crops (%s). Check --crops-dir", args.checkpoint, recipe.crop)
     source = build.read_source(args)
     rows = validation_rows(source.crops, args.fold, args.public_validation, args.half)
     return Fold(network, recipe, source, rows, padding_part)

@@ -30,7 +30,7 @@ class Label(NamedTuple):
 
     Attributes:
         fake: whether the video is fake.
-        original: id of the video that a fake was made from; a real video's own id, also a fake's if unknown.
+        original: id of the video that a fake was made from; the video's own id if it is real or its original unknown.
     """
 
     fake: bool

@@ -5,8 +5,8 @@
 
 DATA_ROOT is a dataset prepared by preprocess_data.sh. Every epoch prints its metrics and writes a checkpoint that
 predict_folder.py can use. After an interruption, the same command resumes after the last finished epoch and ends with
-the same result as an uninterrupted run. --preview FILE.png writes a contact sheet of augmented samples instead: look
-at it before training.
+the same result as an uninterrupted run. --preview FILE.png writes a contact sheet of augmented samples instead of
+training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training import options
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
     parser.allow_abbrev = False  # train.sh and train_default.sh must recognize their own options among the user's
     add = parser.add_argument_group("model").add_argument
@@ -41,13 +41,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add(
         "--opt-level",
         choices=("O0", "O1"),
-        help="O0: float32, O1: mixed precision (default: fp16 in the configuration)",
+        help="O0: float32, O1: mixed precision (default: the configuration's fp16)",
     )
     add(
         "--freeze-epochs",
         type=cli.not_negative,
         default=0,
-        help="number of first epochs that train only the last layer",
+        help="number of initial epochs in which the encoder is frozen",
     )
     add("--seed", type=cli.not_negative, default=777, help="random seed")
     add = parser.add_argument_group("data").add_argument
@@ -64,13 +64,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="reduce the margin of the crops to 1/N of the face",
     )
-    add("--no-oversample", action="store_true", help="use every crop once per epoch, not as many fakes as reals")
-    add("--no-hardcore", action="store_true", help="no dropout of face parts, short for --dropout none")
+    add("--no-oversample", action="store_true", help="use every crop once per epoch instead of as many fakes as reals")
+    add("--no-hardcore", action="store_true", help="same as --dropout none")
     add(
         "--dropout",
         choices=options.DROPOUTS,
         default="face",
-        help="black out parts of the face, or a side of the image",
+        help="face: black out parts of the face; block: black out one side of the image",
     )
     add("--only-changed-frames", action="store_true", help="ignore fakes whose mask shows no change")
     add = parser.add_argument_group("run").add_argument
@@ -79,7 +79,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--keep",
         choices=("all", "best"),
         default="all",
-        help="checkpoints to keep: of all epochs, or best and last only",
+        help="checkpoints to keep: those of all epochs, or only best and last",
     )
     add("--logdir", type=Path, default=Path("logs"), metavar="DIR", help="folder of the logs")
     add(

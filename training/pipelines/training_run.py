@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
-    """Train a network, or resume its training. Return the exit status.
+    """Train a network, resume its training or write the contact sheet. Return the exit status.
 
     Args:
         args: arguments of train_classifier.py.
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
 
 
 def _start_or_resume(args: argparse.Namespace, config: Config, checkpoints: Checkpoints, dist: Distributed) -> Best:
-    """Set everything up, train the epochs that are not done and return the best one."""
+    """Set up the run, train the remaining epochs and return the best epoch."""
     data = build.build_data(args, config, dist)
     source = find_resume_checkpoint(args, checkpoints)
     if dist.device.type == "cpu":
@@ -155,7 +155,7 @@ def summarize(metrics: Mapping[str, Any], epochs: int, best: Best) -> str:
 
 
 def log_start(data: build.Data, learner: Learner) -> None:
-    """Log the device and the amount of data, and warn if validation has one class only."""
+    """Log the device and the amount of data, and warn if validation has only one class."""
     dist = learner.dist
     precision = "float32" if learner.amp_dtype is None else str(learner.amp_dtype).removeprefix("torch.")
     processes = f" in {dist.world_size} processes" if dist.world_size > 1 else ""
@@ -168,7 +168,7 @@ def log_start(data: build.Data, learner: Learner) -> None:
     log.info("validation data: %s, %s", plural(reals, "real video"), plural(fakes, "fake video"))
     if not reals or not fakes:
         log.warning(
-            "--fold: validation has %s videos only, so the best epoch is the one with the lowest loss on these. "
+            "--fold: validation has only %s videos, so the best epoch is the one with the lowest loss on these. "
             "Choose a fold with both classes",
             "fake" if fakes else "real",
         )
@@ -179,7 +179,7 @@ def next_steps(checkpoints: Checkpoints, best: Best, logdir: Path) -> str:
     path = checkpoints.path("best")
     if path.is_file():
         text = f"best checkpoint: {path} (epoch {best.epoch}, bce {best.bce:.4f})"
-    else:  # resumed from a checkpoint in another folder, and no epoch was better since
+    else:  # resumed from a checkpoint in another folder, and no later epoch was better
         path = checkpoints.path("last")
         text = f"last checkpoint: {path}"
     log_file, picture = (logdir / f"{checkpoints.name}{suffix}" for suffix in (".jsonl", ".png"))

@@ -30,7 +30,7 @@ from training.zoo.classifiers import DeepFakeClassifier
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# What the released files call besides tensors: `bce_best` is a NumPy scalar, pickled under NumPy's old or new name.
+# What the released files contain besides tensors: `bce_best` is a NumPy scalar, pickled under NumPy's old or new name.
 NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 SAFE_GLOBALS = [
     NUMPY_SCALAR,
@@ -104,7 +104,7 @@ def load_network(path: str | Path) -> tuple[DeepFakeClassifier, Recipe]:
     checkpoint = read_checkpoint(path)
     try:
         recipe = Recipe.from_dict(checkpoint["recipe"]) if "recipe" in checkpoint else Recipe()
-        with torch.device("meta"):  # no time is spent on random weights, because the file's replace them
+        with torch.device("meta"):  # skips random initialization; the file's weights replace these
             network = build_network(recipe.network, recipe.encoder)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"its recipe cannot be used ({error!r}). Use the version of this project that wrote it"
@@ -115,7 +115,7 @@ def load_network(path: str | Path) -> tuple[DeepFakeClassifier, Recipe]:
     not_finite = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if not_finite:
         raise CheckpointError(
-            path, f"has values that are not finite in {abbreviate(not_finite, 2)}. Use an earlier one"
+            path, f"has values that are not finite in {abbreviate(not_finite, 2)}. Use an earlier checkpoint"
         )
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval(), recipe
@@ -129,7 +129,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     checkpoint = _read(path)
     if not isinstance(checkpoint, dict) or not _is_state_dict(checkpoint.get("state_dict")):
-        raise CheckpointError(path, "has no weights under `state_dict`, so it is not a checkpoint of this project")
+        raise CheckpointError(path, "has no weights under `state_dict`, so it is not a checkpoint of a classifier")
     return checkpoint
 
 
@@ -163,7 +163,7 @@ def _read(path: str | Path) -> Any:
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)|unrecognized function (\S+)", str(error))
         if call:
-            reason = f"refused, because reading it would call {call[1] or call[2]}. Use a file with weights only"
+            reason = f"refused, because reading it would call {call[1] or call[2]}. Use a weights-only file"
             raise CheckpointError(path, reason) from None
         raise CheckpointError(path, "damaged or not a checkpoint. Download it again") from None
     except Exception as error:  # noqa: BLE001 torch.load raises many types for damaged files
@@ -172,7 +172,7 @@ def _read(path: str | Path) -> Any:
 
 
 def _is_state_dict(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
-    """Return whether a value is a dict of tensors by name that is not empty."""
+    """Return whether a value is a non-empty dict of tensors by name."""
     return (
         isinstance(value, dict)
         and bool(value)
@@ -187,7 +187,7 @@ def save_checkpoint(path: str | Path, state_dict: dict[str, torch.Tensor], recip
         path: file to write, atomically.
         state_dict: the network's weights.
         recipe: the network and its input.
-        more: further keys with their values.
+        more: additional keys with their values.
     """
     content = {"state_dict": state_dict, "recipe": recipe.to_dict(), "version": __version__, **more}
     with atomic_file(Path(path)) as temporary, temporary.open("wb") as file:
@@ -218,10 +218,10 @@ def _check_fit(
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Build the command-line parser."""
     parser = cli.make_parser("Check whether checkpoints can be used: python -m training.tools.checkpoint FILE ...")
     parser.add_argument("files", nargs="+", metavar="FILE", help="checkpoint")
-    parser.add_argument("--released", action="store_true", help="accept only networks of the released kind (B7, 380)")
+    parser.add_argument("--released", action="store_true", help="accept only the released network (B7, 380 pixels)")
     return parser
 
 

@@ -36,7 +36,7 @@ from training.zoo.unet import EfficientUnetClassifier
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be used. The message has one line per wrong key."""
+    """A configuration that cannot be used. The message has one line per invalid key."""
 
 
 def one_of(names: Collection[str]) -> AfterValidator:
@@ -149,8 +149,8 @@ class SquareConfig(Section):
 
     Attributes:
         kind: "square".
-        side: side of the square, in heights of the bounding box.
-        center: distance of the square's center from the top of the bounding box, in heights of the bounding box.
+        side: side of the square, as a multiple of the bounding box's height.
+        center: distance of the square's center from the top of the bounding box, as a fraction of the box's height.
     """
 
     kind: Literal["square"] = "square"
@@ -168,7 +168,7 @@ class AugmentationConfig(Section):
         noise_p: probability of noise.
         blur_p: probability of Gaussian blur with a 3x3 kernel.
         flip_p: probability of a horizontal flip.
-        color_p: probability of a change of brightness and contrast, of FancyPCA or of hue, saturation and value.
+        color_p: probability of a color change: brightness and contrast, FancyPCA, or hue, saturation and value.
         gray_p: probability of conversion to gray.
         shift: largest shift, as a fraction of the image's side.
         scale: largest change of the scale; 0.2 means 0.8 to 1.2.
@@ -210,10 +210,10 @@ class Config(Section):
         optimizer: optimizer and learning rate schedule.
         normalize: normalization of the network's input.
         losses: weights of the losses, by name.
-        ohem_samples: number of hardest samples of each class that count per process; null for all.
+        ohem_samples: number of hardest samples of each class to use per process; null for all.
         pretrained: initial weights of the encoder. true: the published weights, which timm downloads; false: random;
-            a string: a file, relative to the configuration's folder (on the command line: to the working folder).
-        amp_dtype: dtype of mixed precision.
+            a string: a file, relative to the configuration's folder (on the command line: to the working directory).
+        amp_dtype: AMP dtype.
         channels_last: use the channels-last memory format.
         ema: decay of an exponential moving average of the weights, which is validated and saved instead of the
             weights; null for none.
@@ -265,7 +265,7 @@ class Config(Section):
         return Recipe(self.network, self.encoder, self.size, self.normalize.mean, self.normalize.std, crop)
 
 
-# Location in pydantic's errors -> the section there.
+# Location in pydantic's errors -> the section at that location.
 SECTIONS: dict[str, type[Section]] = {
     "optimizer": OptimizerConfig,
     "optimizer.schedule": ScheduleConfig,
@@ -310,7 +310,7 @@ def _read_json(path: str | Path) -> dict[str, Any]:
 
 
 def _change(values: dict[str, Any], dotted_key: str, value: Any) -> None:
-    """Set a key in place."""
+    """Set a dotted key in place."""
     *sections, key = dotted_key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -320,7 +320,7 @@ def _change(values: dict[str, Any], dotted_key: str, value: Any) -> None:
 
 
 def _validate(path: str | Path, model: type[Model], values: dict[str, Any], prefix: str = "") -> Model:
-    """Make a pydantic model of JSON values. Raises ConfigError; `prefix` goes in front of the keys in its message."""
+    """Validate JSON values with a pydantic model. Raises ConfigError, whose message has `prefix` before each key."""
     try:
         return model.model_validate_json(json.dumps(values))
     except ValidationError as error:

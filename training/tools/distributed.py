@@ -1,6 +1,6 @@
 """Distributed training: one process per GPU, or several processes on a CPU.
 
-torchrun starts the processes and sets their ranks. Without torchrun the world size is 1, and nothing here has an
+torchrun starts the processes and sets their ranks. Without torchrun, the world size is 1 and nothing here has an
 effect. If a process fails, torchrun stops the others.
 """
 
@@ -93,7 +93,7 @@ def init_distributed(device: str) -> Iterator[Distributed]:
 
 
 class CpuSyncBatchNormAct2d(BatchNormAct2d):
-    """timm's batch norm, synchronized between processes on a CPU. PyTorch's and timm's only support GPUs."""
+    """timm's batch norm, synchronized between processes on a CPU. PyTorch's and timm's versions need GPUs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(self._normalize(x))) if self.training else super().forward(x)

@@ -22,7 +22,7 @@ class EpochLog:
     Args:
         logdir: LOGDIR.
         name: name of the run.
-        start: first epoch that is going to be logged. Earlier epochs are kept, later ones are removed.
+        start: first epoch to log. Entries of earlier epochs are kept, all others are removed.
     """
 
     def __init__(self, logdir: Path, name: str, start: int):
@@ -46,7 +46,7 @@ class EpochLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the metrics of each epoch, without a last line that was not written completely. Raises LogError."""
+    """Return the metrics of each epoch. An incomplete last line is ignored. Raises LogError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

@@ -74,8 +74,8 @@ def write_scores(path: Path, scores: VideoScores) -> None:
 def evaluate(scores: np.ndarray, labels: np.ndarray) -> Metrics:
     """Compute all metrics by name.
 
-    `balanced_log_loss` is the mean of the log losses of real and fake videos, by which the winning solution chose its
-    checkpoints; with a single class it is that class' log loss.
+    `balanced_log_loss` is the mean of the log losses of real and fake videos, by which the winning solution selected
+    checkpoints; with a single class, it is that class' log loss.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, bool)
     by_class = [loss for loss in class_losses(scores, labels).values() if loss is not None]
@@ -108,7 +108,7 @@ def log_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Compute the mean distance between the scores and the fractions of fakes in bins of equal width.
 
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, for the probability of being fake.
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, applied to the probability of being fake.
     """
     means, fractions, counts = reliability(scores, labels, bins)
     return float(np.abs(means - fractions) @ counts / len(scores))

@@ -27,7 +27,7 @@ class OptimizerError(UserError):
 def build_optimizer(
     name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, **options: float | bool
 ) -> torch.optim.Optimizer:
-    """Build an optimizer of the parameters that require a gradient.
+    """Build an optimizer for the parameters that require a gradient.
 
     Args:
         name: key of OPTIMIZERS.

@@ -1,4 +1,4 @@
-"""Plots of how good scores are. Arguments are as in `training.tools.metrics`."""
+"""Plots of video scores: ROC curve and reliability diagram. Arguments are as in `training.tools.metrics`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.tools.metrics import BINS, THRESHOLD, reliability
 
 
 def plot_roc(scores: np.ndarray, labels: np.ndarray) -> Figure:
-    """Plot the ROC curve and the point of the threshold. Both classes are needed."""
+    """Plot the ROC curve and the point at the threshold. Both classes are needed."""
     false_positives, true_positives, _ = roc_curve(labels, scores)
     called_fake = scores > THRESHOLD
     at_threshold = called_fake[~labels].mean(), called_fake[labels].mean()

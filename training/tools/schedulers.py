@@ -34,7 +34,7 @@ class Poly(Schedule):
 
 
 class Step(Schedule):
-    """Multiplication by `gamma` every `step_size`."""
+    """Multiplication by `gamma` every `step_size` steps or epochs."""
 
     step_size: PositiveInt
     gamma: PositiveFloat = 0.1

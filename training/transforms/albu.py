@@ -18,7 +18,7 @@ import numpy as np
 from preprocessing.crops import resize_longer_side
 from training.tools.config import AugmentationConfig
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server for the newest version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise, importing it looks for updates online
 import albumentations as A
 
 # Interpolation of IsotropicResize: (downscaling, upscaling), chosen at random.
@@ -29,7 +29,7 @@ INTERPOLATIONS = (
 )
 # Standard deviation whose 3-pixel kernel is (1, 2, 1) / 4, which OpenCV uses if it is given no sigma.
 BLUR_SIGMA = (1 / (2 * np.log(2))) ** 0.5
-# Largest changes. Hue: of 180; saturation and value: of 255.
+# Largest changes. Hue ranges from 0 to 179, saturation and value from 0 to 255.
 BRIGHTNESS, CONTRAST = 0.2, 0.2
 HUE, SATURATION, VALUE = 20, 30, 20
 # Standard deviation of FancyPCA's strength.
@@ -37,7 +37,7 @@ PCA_ALPHA = 0.1
 
 
 class Augmentation:
-    """Augments a crop of any size to a square. The result depends only on the arguments, including the seed.
+    """Augments a crop of any size and fits it into a square. The result depends only on the arguments, seed included.
 
     Args:
         size: side of the square in pixels.
@@ -163,7 +163,7 @@ class FancyPCA(A.ImageOnlyTransform):
 
 
 class HueSaturationValue(A.ImageOnlyTransform):
-    """Shift hue (0 to 179), saturation and value (0 to 255) by random amounts, also those of gray pixels."""
+    """Shift hue (0 to 179), saturation and value (0 to 255) by random amounts, including those of gray pixels."""
 
     def get_params(self) -> dict[str, tuple[float, float, float]]:
         return {"shifts": tuple(self.py_random.uniform(-limit, limit) for limit in (HUE, SATURATION, VALUE))}
