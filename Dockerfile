@@ -1,4 +1,4 @@
-# The container of the shell scripts:
+# Container for the shell scripts:
 #     docker build -t df .
 #     docker run --gpus all --ipc=host --rm -v DATA_ROOT:/dataset -it df
 # PyTorch's wheels contain CUDA 13 libraries; the base image only has to match their major version.
@@ -12,7 +12,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends bsdextrautils ca-certificates curl gcc git libc6-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# A virtual environment, first in PATH: the scripts find it as python3 and use it as it is.
+# The virtual environment comes first in PATH, so the scripts find it as python3.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 COPY requirements.txt constraints.txt /tmp/
 RUN python3 -m venv /opt/venv \
