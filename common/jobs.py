@@ -8,7 +8,6 @@ fails that clip only, except a UserError, which ends the run.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -19,8 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,13 +28,18 @@ from tqdm import tqdm
 
 from common.allocator import keep_freed_memory
 from common.errors import ClipError, UserError
-from common.files import make_folder, remove
+from common.files import lock, make_folder, remove
 from common.journal import Journal, last_settings, stamp_of
+from common.watchdog import TIMEOUT, Watchdog, watch_this_process
 
 # After this many crashes in a row, the run ends: apparently no worker process can run.
 MAX_CRASHES = 10
 # Statuses set by the runner itself: an unexpected error; a worker process that died (out of memory, for example).
 FAILED, CRASHED = "failed", "crashed"
+# Status of a clip at which a native call does not return, which is the clip's fault: the default of ClipError.
+STALLED = "unreadable"
+# Seconds between looks at the watchdogs.
+POLL_INTERVAL = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +116,7 @@ def run(
     statuses: Statuses = ONLY_OK,
     retry_failed: bool = False,
     overwrite: bool = False,
+    timeout: float = TIMEOUT,
     execute: Executor | None = None,
 ) -> dict[str, Outcome]:
     """Run the jobs that are not finished and return the outcome of every job by clip.
@@ -127,6 +133,7 @@ def run(
         statuses: meaning of the function's statuses.
         retry_failed: re-run the clips that failed in an earlier run.
         overwrite: start over.
+        timeout: seconds after which a native call that does not return fails its clip, see `common.watchdog`.
         execute: the executor; local processes if None.
 
     Raises:
@@ -136,7 +143,7 @@ def run(
     path = journal_path(output)
     for folder in (output, path.parent):
         make_folder(folder)
-    with _lock(output):
+    with lock(output):
         journal = _open_journal(output, settings, overwrite)
         stamps = {job.clip: [stamp_of(path) for path in job.inputs] for job in jobs}
         outcomes = {
@@ -147,7 +154,7 @@ def run(
         finished = len(jobs) - len(todo)
         with (
             _progress(output.name, len(jobs), finished) as bar,
-            closing((execute or run_local)(function, todo, workers)) as results,
+            closing((execute or partial(run_local, timeout=timeout))(function, todo, workers)) as results,
         ):
             for job, outcome in _stop_after_crashes(results):
                 outcomes[job.clip] = outcome
@@ -183,10 +190,16 @@ def _open_journal(output: Path, settings: Mapping[str, Any], overwrite: bool) ->
     owner = last_settings(path).get("stage")
     if owner and owner != settings.get("stage"):
         raise StageError(f"{output}: contains the outputs of {owner}. Choose another folder, or delete it and {path}")
-    journal = Journal(path, settings, overwrite)
+    journal = Journal(path, settings, overwrite, _is_outcome)
     if journal.changed:
         log.info("settings changed since the last run (%s): re-running the clips", ", ".join(journal.changed))
     return journal
+
+
+def _is_outcome(_clip: str, record: dict[str, Any]) -> bool:
+    """Return whether a record is that of an Outcome."""
+    types: dict[str, Any] = {"status": str, "message": str, "counts": dict, "seconds": (int, float)}
+    return record.keys() == types.keys() and all(isinstance(record[key], types[key]) for key in types)
 
 
 def _previous_outcome(
@@ -214,29 +227,17 @@ def _stop_after_crashes(results: Outcomes) -> Iterator[tuple[Job, Outcome]]:
             raise StageError(f"--workers: {crashes} worker processes died in a row. Use fewer if memory is short")
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Lock a folder, after waiting for any other run that writes to it. The lock of a process that dies is released."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("%s: another run is writing to it; waiting for that run to finish", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks
-            log.warning("%s: cannot be locked (%s). Make sure that no other run writes to it", folder, error.strerror)
-        yield
-    finally:
-        os.close(handle)
+def run_local(
+    function: Callable[..., Outcome], jobs: Iterable[Job], workers: int, timeout: float = TIMEOUT
+) -> Outcomes:
+    """Run jobs in worker processes on this machine, each with one thread and one clip at a time (an Executor).
 
-
-def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: int) -> Outcomes:
-    """Run jobs in worker processes on this machine, each with one thread and one clip at a time (an Executor)."""
+    A worker process whose native call takes longer than `timeout` seconds is killed and fails its clip.
+    """
     # Libraries read these when they are loaded, so set them before the processes start.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     queue = iter(jobs)
-    idle = [_Worker() for _ in range(workers)]
+    idle = [_Worker(timeout) for _ in range(workers)]
     in_flight: dict[Future, tuple[Job, _Worker]] = {}
     try:
         while True:
@@ -245,10 +246,12 @@ def run_local(function: Callable[..., Outcome], jobs: Iterable[Job], workers: in
                 in_flight[worker.submit(function, job)] = job, worker
             if not in_flight:
                 return
-            for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+            for future in wait(in_flight, POLL_INTERVAL, FIRST_COMPLETED).done:
                 job, worker = in_flight.pop(future)
                 idle.append(worker)
-                yield job, _result(future)
+                yield job, worker.result(future)
+            for _, worker in in_flight.values():
+                worker.kill_if_stalled()
     finally:
         for process in multiprocessing.active_children():
             process.terminate()
@@ -258,13 +261,19 @@ class _Worker:
     """A worker process that is started on first use and replaced when it dies.
 
     Each worker has a process pool of its own, because a process that dies breaks its whole pool.
+
+    Args:
+        timeout: limit of a native call in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
         self._start()
 
     def _start(self) -> None:
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _initialize_worker)
+        context = multiprocessing.get_context("spawn")
+        self.watchdog, self.stalled = Watchdog(context), False
+        self.pool = ProcessPoolExecutor(1, context, _initialize_worker, (self.watchdog,))
 
     def submit(self, function: Callable[..., Outcome], job: Job) -> Future:
         """Start a job. A process started here ignores Ctrl-C, which its parent handles."""
@@ -277,18 +286,29 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    def kill_if_stalled(self) -> None:
+        """Kill the process if a native call takes too long."""
+        if not self.stalled and self.watchdog.is_stalled(self.timeout):
+            self.stalled = True
+            self.watchdog.kill()
 
-def _result(future: Future) -> Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return Outcome(CRASHED, "the worker process died (out of memory?). Run the same command to try again")
+    def result(self, future: Future) -> Outcome:
+        """Return the outcome of the job that has ended."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            if self.stalled:
+                remedy = "Raise --timeout if the storage is slow"
+                return Outcome(STALLED, f"no progress for {self.timeout:g} s. {remedy}", seconds=self.timeout)
+            return Outcome(CRASHED, "the worker process died (out of memory?). Run the same command to try again")
 
 
-def _initialize_worker() -> None:
-    """Use one thread and exit when the parent process does."""
+def _initialize_worker(watchdog: Watchdog) -> None:
+    """Use one thread, exit when the parent process does, and mark native calls."""
     import cv2
 
+    watchdog.attach()
+    watch_this_process(watchdog)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     keep_freed_memory()
@@ -309,6 +329,8 @@ def _attempt(function: Callable[..., Outcome], arguments: tuple) -> Outcome:
         raise
     except ClipError as error:
         outcome = Outcome(error.status, str(error))
+    except MemoryError:
+        outcome = Outcome(FAILED, f"{arguments[0]}: out of memory. Use fewer --workers")
     except Exception as error:
         log.exception("%s", arguments[0])
         outcome = Outcome(FAILED, f"{type(error).__name__}: {error}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from preprocessing.layout import FRAME_STEP
 
 # Frame number -> boxes [xmin, ymin, xmax, ymax] in pixels of the full frame, largest first; [] if there is no face.
 Boxes = dict[int, list[list[float]]]
+# Largest distance of a box's corner from the frame's, in pixels: far more than any frame has.
+MAX_CORNER = 10**6
 
 
 class BoxesError(ClipError):
@@ -32,15 +37,27 @@ def read_boxes(path: Path) -> Boxes:
     remedy = "run detect_original_faces.py (with --retry-failed if it failed before)"
     try:
         frames = json.loads(path.read_bytes())
-        boxes = {int(frame): [list(map(float, box)) for box in found or []] for frame, found in frames.items()}
+        boxes = {_frame_number(frame): list(map(_box, found or [])) for frame, found in frames.items()}
     except FileNotFoundError:
         raise BoxesError(path, f"no such file; {remedy}") from None
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BoxesError(path, f"is not a file of bounding boxes ({error}); delete it and {remedy}") from None
-    flat = [box for found in boxes.values() for box in found]
-    if not all(len(box) == 4 and np.isfinite(box).all() for box in flat) or any(frame < 0 for frame in boxes):
-        raise BoxesError(path, f"has invalid boxes (expected four finite numbers each); delete it and {remedy}")
     return {frame: found for frame, found in boxes.items() if frame % FRAME_STEP == 0}
+
+
+def _frame_number(text: str) -> int:
+    """Return a frame number. Raises ValueError."""
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{reprlib.repr(text)} is not a frame number")
+    return int(text)
+
+
+def _box(values: Sequence) -> list[float]:
+    """Return a box. Raises ValueError."""
+    # The comparison is false for NaN and, unlike a conversion, works for integers of any length.
+    if len(values) != 4 or not all(type(value) in (int, float) and abs(value) <= MAX_CORNER for value in values):
+        raise ValueError(f"{reprlib.repr(values)} is not four numbers from -{MAX_CORNER} to {MAX_CORNER}")
+    return list(map(float, values))
 
 
 def face_numbers(boxes: Boxes) -> dict[int, list[int]]:
@@ -65,10 +82,11 @@ def face_numbers(boxes: Boxes) -> dict[int, list[int]]:
 
 
 def overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Return the intersection over union of two boxes (xmin, ymin, xmax, ymax)."""
+    """Return the intersection over union of two boxes (xmin, ymin, xmax, ymax); 0 if both are empty."""
     sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
     shared = float(np.prod(np.maximum(sides, 0)))
-    return shared / float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
+    union = float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
+    return shared / union if union > 0 else 0.0
 
 
 def _assign(boxes: list[np.ndarray], faces: list[np.ndarray]) -> list[tuple[int, int]]:

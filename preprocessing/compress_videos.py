@@ -27,7 +27,7 @@ from common.text import plural
 from preprocessing import stage
 from preprocessing.dataset import description_files
 from preprocessing.layout import COMPRESSED
-from preprocessing.video import Clip, VideoError, iter_frames
+from preprocessing.video import MAX_PIXELS, Clip, VideoError, iter_frames
 from preprocessing.x264 import reproducible_options
 
 RATE_FACTORS = (23, 28, 32)
@@ -49,7 +49,8 @@ def main(args: argparse.Namespace) -> int:
     jobs = []
     for video in stage.load_dataset(args).videos.values():
         path = output / video.path.relative_to(args.root_dir)
-        jobs.append(Job(video.id, (video.path,), path, (video.path, path, rate_factor(video.id, args.seed))))
+        crf = rate_factor(video.id, args.seed)
+        jobs.append(Job(video.id, (video.path,), path, (video.path, path, crf, args.max_pixels)))
     settings = {"stage": Path(__file__).stem, "version": VERSION, "seed": args.seed}
     status = stage.run_jobs(args, compress, jobs, output, settings)
     for path in description_files(args.root_dir):
@@ -64,9 +65,9 @@ def rate_factor(clip: str, seed: int) -> int:
     return int(np.random.default_rng([seed, zlib.crc32(clip.encode())]).choice(RATE_FACTORS))
 
 
-def compress(path: Path, output: Path, crf: int) -> Outcome:
+def compress(path: Path, output: Path, crf: int, max_pixels: int = MAX_PIXELS) -> Outcome:
     """Re-encode one clip. Frames keep their timestamps; an odd last row or column is cut off."""
-    clip = Clip(path)
+    clip = Clip(path, max_pixels)
     start = min(clip.times[0], 0)
     frames = 0
     make_folder(output.parent)
@@ -85,8 +86,8 @@ def compress(path: Path, output: Path, crf: int) -> Outcome:
             raise VideoError(path, "no frame can be decoded. The file is damaged; download it again")
         container.mux(stream.encode(None))
     lost = clip.total - frames
-    message = f"{plural(lost, 'frame')} cannot be decoded" if lost else ""
-    return Outcome("ok", message, {"frames": frames, f"crf_{crf}": 1})
+    notes = [f"{plural(lost, 'frame')} cannot be decoded"] if lost else []
+    return Outcome("ok", "; ".join(clip.notes + notes), {"frames": frames, f"crf_{crf}": 1})
 
 
 if __name__ == "__main__":

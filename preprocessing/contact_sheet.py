@@ -100,7 +100,11 @@ def _choose(folder: Path, clips: Sequence[str], count: int, suffix: str) -> list
     clips = [clips[index] for index in _spread(len(clips), count)]
     files = []
     for place, clip in enumerate(clips):
-        paths = [image.path for image in list_images(folder / clip, suffix)]
+        try:
+            paths = [image.path for image in list_images(folder / clip, suffix)]
+        except ImageError as error:
+            log.warning("%s. It is not shown on the contact sheet", error)
+            continue
         share = count // len(clips) + (place < count % len(clips))
         files += [paths[index] for index in _spread(len(paths), share)]
     return files

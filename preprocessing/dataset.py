@@ -7,6 +7,7 @@ Problems of a dataset are collected, not raised.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -92,7 +93,9 @@ def read_dataset(root: Path, layout: str = "auto") -> Dataset:
         if video.fake and not dataset.original_of(video):
             dataset.report("fakes without a real original in the dataset", f"{video.id} (of {video.original})")
         if not video.path.is_file():
-            dataset.report("videos listed but not found", _relative(video.path, root))
+            found = video.path.exists() or video.path.is_symlink()
+            problem = "videos that are not regular files" if found else "videos listed but not found"
+            dataset.report(problem, _relative(video.path, root))
     return dataset
 
 
@@ -112,7 +115,7 @@ def detect_layout(root: Path) -> str:
 def description_files(root: Path) -> list[Path]:
     """Return the files that describe the videos: metadata and official splits."""
     patterns = ("dfdc_train_part_*/metadata.json", "*.json", "splits/*.json", CELEB_DF_TEST_LIST)
-    return [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    return [path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()]
 
 
 def _has_layout(root: Path, layout: str) -> bool:
@@ -146,6 +149,7 @@ def _part_entries(folder: Path, dataset: Dataset) -> list[tuple[Path, dict[str, 
     """Return the videos of a part's metadata.json with their entries; report the unusable and the unlisted ones."""
     try:
         listed = _read_metadata(folder / "metadata.json")
+        names = [path.name for path in folder.iterdir()]
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         dataset.report("metadata files that cannot be read", f"{folder.name}/metadata.json ({reason})")
@@ -156,7 +160,7 @@ def _part_entries(folder: Path, dataset: Dataset) -> list[tuple[Path, dict[str, 
             dataset.report(problem, f"{folder.name}/{name}")
         else:
             entries.append((folder / name, entry))
-    found = {path.name for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES}
+    found = {name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES}
     for name in sorted(found - {name for name, _ in listed}):
         dataset.report("videos found but not listed", f"{folder.name}/{name}")
     return entries
@@ -164,10 +168,17 @@ def _part_entries(folder: Path, dataset: Dataset) -> list[tuple[Path, dict[str, 
 
 def _read_metadata(path: Path) -> list[tuple[str, Any]]:
     """Return the names and entries of a metadata.json, including repeated names."""
-    entries = json.loads(path.read_bytes(), object_pairs_hook=tuple)  # an object becomes a tuple of its pairs
+    entries = json.loads(_read_bytes(path), object_pairs_hook=tuple)  # an object becomes a tuple of its pairs
     if not isinstance(entries, tuple):
         raise ValueError("not a JSON object")
     return [(name, dict(entry) if isinstance(entry, tuple) else entry) for name, entry in entries]
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Read a regular file. Reading a named pipe would wait for a writer, and a device may have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
 
 
 def _entry_problem(name: str, entry: Any) -> str | None:
@@ -178,7 +189,9 @@ def _entry_problem(name: str, entry: Any) -> str | None:
         return "invalid file names"
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
         return "file names without the suffix of a video"
-    if not isinstance(entry, dict) or not isinstance(entry.get("original") or "", str):
+    if not isinstance(entry, dict) or not isinstance(original := entry.get("original") or "", str):
+        return "malformed entries of metadata.json"
+    if not original.isprintable():
         return "malformed entries of metadata.json"
     if entry.get("label") not in ("REAL", "FAKE"):
         return "labels other than REAL and FAKE"
@@ -220,7 +233,7 @@ def _official_splits(root: Path, dataset: Dataset) -> dict[str, str]:
             if path.is_file():
                 try:
                     splits |= {person: split for pair in json.loads(path.read_bytes()) for person in pair}
-                except (ValueError, TypeError) as error:
+                except (OSError, ValueError, TypeError, RecursionError) as error:
                     dataset.report("split files that cannot be read", f"{_relative(path, root)} ({error})")
     return splits
 

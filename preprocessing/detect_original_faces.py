@@ -9,7 +9,6 @@ largest first, or null where no face is found. Frames that cannot be decoded are
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from common.text import abbreviate
 from preprocessing import stage
 from preprocessing.boxes import Boxes, write_boxes
 from preprocessing.layout import BBOXES, FRAME_STEP
-from preprocessing.video import Clip, iter_frames
+from preprocessing.video import MAX_PIXELS, Clip, chunk_frames, iter_frames
 
 VERSION = 1
 
@@ -36,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     """Detect the faces of all real videos. Return the exit status."""
     root = stage.data_root(args)
     jobs = [
-        Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device))
+        Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device, args.max_pixels))
         for video in stage.load_dataset(args).videos.values()
         if not video.fake
         for path in [root.boxes(video.id)]
@@ -45,9 +44,9 @@ def main(args: argparse.Namespace) -> int:
     return stage.run_jobs(args, detect, jobs, args.root_dir / BBOXES, settings)
 
 
-def detect(path: Path, output: Path, scale: float | str, device: str) -> Outcome:
+def detect(path: Path, output: Path, scale: float | str, device: str, max_pixels: int = MAX_PIXELS) -> Outcome:
     """Write the boxes of one clip."""
-    clip = Clip(path)
+    clip = Clip(path, max_pixels)
     wanted = range(0, clip.total, FRAME_STEP)
     boxes = find_boxes(clip, wanted, scale, device)
     lost = sorted(set(wanted) - boxes.keys())
@@ -55,7 +54,9 @@ def detect(path: Path, output: Path, scale: float | str, device: str) -> Outcome
         return Outcome("unreadable", f"{path}: no frame can be decoded. The file is damaged; download it again")
     write_boxes(output, boxes)
     faces = sum(map(len, boxes.values()))
-    notes = [f"frames that cannot be decoded: {abbreviate([str(frame) for frame in lost])}"] if lost else []
+    notes = clip.notes.copy()
+    if lost:
+        notes.append(f"frames that cannot be decoded: {abbreviate([str(frame) for frame in lost])}")
     if clip.lost:
         notes.append(f"truncated: {clip.total} of {clip.total + clip.lost} frames remain")
     counts = {"frames": len(boxes), "faces": faces, "lost_frames": len(lost) + clip.lost}
@@ -67,9 +68,8 @@ def find_boxes(clip: Clip, wanted: range, scale: float | str, device: str) -> Bo
     from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
 
     detector = get_detector("originals", None if scale == "auto" else float(scale), device)
-    frames = iter_frames(clip, wanted)
     boxes = {}
-    while batch := list(itertools.islice(frames, detector.batch)):
+    for batch in chunk_frames(iter_frames(clip, wanted), detector.batch):
         for frame, faces in zip(batch, find_faces(detector, [frame.image for frame in batch]), strict=True):
             boxes[frame.index] = [face.box.tolist() for face in faces]
     return boxes

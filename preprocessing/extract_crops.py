@@ -35,7 +35,7 @@ from preprocessing.dataset import Dataset
 from preprocessing.frame_matching import match_frames, matching_times
 from preprocessing.images import encode_image, read_image
 from preprocessing.layout import FRAME_STEP, DataRoot, crop_name
-from preprocessing.video import Clip, VideoError, iter_frames
+from preprocessing.video import MAX_PIXELS, Clip, VideoError, iter_frames
 
 VERSION = 1
 # Frame rates that differ by at most this fraction count as equal.
@@ -60,10 +60,12 @@ def main(args: argparse.Namespace) -> int:
         label = "FAKE" if dataset.videos[clip].fake else "REAL"
         return Sample(f"{label} {clip}/{path.stem}", [image], [f"{image.shape[1]}x{image.shape[0]}"])
 
-    return stage.run_jobs(args, extract, make_jobs(dataset, root), output, settings, sample, extra=stray)
+    return stage.run_jobs(
+        args, extract, make_jobs(dataset, root, args.max_pixels), output, settings, sample, extra=stray
+    )
 
 
-def make_jobs(dataset: Dataset, root: DataRoot) -> list[Job]:
+def make_jobs(dataset: Dataset, root: DataRoot, max_pixels: int = MAX_PIXELS) -> list[Job]:
     """Return one job per video."""
     jobs = []
     for video in dataset.videos.values():
@@ -72,11 +74,13 @@ def make_jobs(dataset: Dataset, root: DataRoot) -> list[Job]:
         original = source.path if source and video.fake else None
         inputs = (video.path, *(path for path in (boxes, original) if path))
         output = root.crops(video.id)
-        jobs.append(Job(video.id, inputs, output, (video.path, boxes, original, output)))
+        jobs.append(Job(video.id, inputs, output, (video.path, boxes, original, output, max_pixels)))
     return jobs
 
 
-def extract(path: Path, boxes_path: Path | None, original: Path | None, output: Path) -> Outcome:
+def extract(
+    path: Path, boxes_path: Path | None, original: Path | None, output: Path, max_pixels: int = MAX_PIXELS
+) -> Outcome:
     """Write the crops of one clip.
 
     Args:
@@ -84,11 +88,12 @@ def extract(path: Path, boxes_path: Path | None, original: Path | None, output: 
         boxes_path: boxes of the clip or, for a fake, of its original; None if the original is not in the dataset.
         original: the original of a fake; None for a real video.
         output: folder to write.
+        max_pixels: limit of the frame size.
     """
     if boxes_path is None:
         return Outcome("no_original", f"{path}: its original is not in the dataset, so there are no boxes for it")
-    clip, boxes = Clip(path), read_boxes(boxes_path)
-    plan = plan_crops(clip, boxes, read_reference(original) if original else None)
+    clip, boxes = Clip(path, max_pixels), read_boxes(boxes_path)
+    plan = plan_crops(clip, boxes, read_reference(original, max_pixels) if original else None)
     notes = [plan.note] if plan.note else []
     decoded = crops = 0
     with atomic_folder(output) as folder:
@@ -102,7 +107,7 @@ def extract(path: Path, boxes_path: Path | None, original: Path | None, output: 
                 crops += 1
     if decoded < len(plan.frames):
         notes.append(f"{plural(len(plan.frames) - decoded, 'frame')} cannot be decoded")
-    return Outcome("ok" if crops else "no_face", "; ".join(notes), {"frames": decoded, "crops": crops})
+    return Outcome("ok" if crops else "no_face", "; ".join(clip.notes + notes), {"frames": decoded, "crops": crops})
 
 
 class Reference(NamedTuple):
@@ -120,9 +125,9 @@ class Reference(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def read_reference(original: Path) -> Reference:
+def read_reference(original: Path, max_pixels: int) -> Reference:
     """Read the Reference of a fake's original. Raises VideoError."""
-    clip = Clip(original)
+    clip = Clip(original, max_pixels)
     first = next(iter_frames(clip, range(0, clip.total, FRAME_STEP)), None)
     if first is None:
         raise VideoError(original, "no frame can be decoded. The file is damaged; download it again")

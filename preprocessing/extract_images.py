@@ -21,7 +21,7 @@ from common.text import plural
 from preprocessing import stage
 from preprocessing.images import encode_image
 from preprocessing.layout import FRAME_STEP, IMAGES
-from preprocessing.video import Clip, VideoError, iter_frames
+from preprocessing.video import MAX_PIXELS, Clip, VideoError, iter_frames
 
 VERSION = 1
 
@@ -37,16 +37,16 @@ def main(args: argparse.Namespace) -> int:
     """Write the frames of all videos. Return the exit status."""
     output = args.root_dir / args.images_dir
     jobs = [
-        Job(video.id, (video.path,), output / video.id, (video.path, output / video.id))
+        Job(video.id, (video.path,), output / video.id, (video.path, output / video.id, args.max_pixels))
         for video in stage.load_dataset(args).videos.values()
     ]
     settings = {"stage": Path(__file__).stem, "version": VERSION}
     return stage.run_jobs(args, extract, jobs, output, settings)
 
 
-def extract(path: Path, output: Path) -> Outcome:
+def extract(path: Path, output: Path, max_pixels: int = MAX_PIXELS) -> Outcome:
     """Write the frames of one clip."""
-    clip = Clip(path)
+    clip = Clip(path, max_pixels)
     wanted = range(0, clip.total, FRAME_STEP)
     images = 0
     with atomic_folder(output) as folder:
@@ -56,7 +56,8 @@ def extract(path: Path, output: Path) -> Outcome:
         if not images:
             raise VideoError(path, "no frame can be decoded. The file is damaged; download it again")
     lost = len(wanted) - images
-    return Outcome("ok", f"{plural(lost, 'frame')} cannot be decoded" if lost else "", {"images": images})
+    notes = [f"{plural(lost, 'frame')} cannot be decoded"] if lost else []
+    return Outcome("ok", "; ".join(clip.notes + notes), {"images": images})
 
 
 if __name__ == "__main__":

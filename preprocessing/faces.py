@@ -12,8 +12,7 @@ import torch
 from facenet_pytorch import MTCNN
 from torch.nn.functional import interpolate
 
-from common.device import choose_device
-from common.jobs import StageError
+from common.device import choose_device, device_errors
 from preprocessing.detector_scale import scale_for
 
 # Thresholds of MTCNN's three networks by use, from the winning solution.
@@ -125,8 +124,6 @@ def get_detector(preset: str, scale: float | None, device: str) -> FaceDetector:
 
 
 def find_faces(detector: FaceDetector, images: list[np.ndarray]) -> list[list[Face]]:
-    """Return `detector.detect(images)`. Raises StageError if the device runs out of memory."""
-    try:
+    """Return `detector.detect(images)`. Raises DeviceError if the device fails or is out of memory."""
+    with device_errors("Lower --workers or use --device cpu"):
         return detector.detect(images)
-    except torch.OutOfMemoryError:
-        raise StageError(f"--device {detector.device}: out of memory. Lower --workers or use --device cpu") from None

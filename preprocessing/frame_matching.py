@@ -42,6 +42,8 @@ def matching_times(original: Sequence[float], fake: Sequence[float]) -> np.ndarr
     """
     if min(len(original), len(fake)) < 2:
         return None
+    if min(original[-1] - original[0], fake[-1] - fake[0]) <= 0:
+        return None
     times = np.subtract(fake, fake[0] if not _lost_first_frames(original, fake) else original[0])
     duration_mismatch = abs(math.log(times[-1] / (original[-1] - original[0])))
     count_mismatch = abs(math.log((len(fake) - 1) / (len(original) - 1)))

@@ -64,7 +64,11 @@ def main(args: argparse.Namespace) -> int:
     for number, video in enumerate(videos):
         crops = list_crops(root.crops(video.id))
         outcomes[video.id] = outcome_of(dataset, video, crops)
-        for crop in crops or []:
+        if isinstance(crops, ImageError):
+            if crops.status != "no_crops":
+                log.warning("%s", crops)
+            continue
+        for crop in crops:
             rows.extend((number, crop.frame, crop.face))
     if not rows:
         raise StageError(f"{root.crops('')}: no crops of the dataset's videos. Run extract_crops.py")
@@ -103,27 +107,26 @@ def check_folds(dataset: Dataset, folds: dict[str, int]) -> None:
         log.warning("videos that the official split puts in a different fold than their original: %d", separated)
 
 
-def list_crops(folder: Path) -> list[FaceImage] | None:
-    """Return a video's crops; None if it has no folder of crops."""
+def list_crops(folder: Path) -> list[FaceImage] | ImageError:
+    """Return a video's crops, or the error if its folder of crops cannot be read."""
     try:
         return list_images(folder)
-    except ImageError:
-        return None
+    except ImageError as error:
+        return error
 
 
-def outcome_of(dataset: Dataset, video: Video, crops: list[FaceImage] | None) -> Outcome:
+def outcome_of(dataset: Dataset, video: Video, crops: list[FaceImage] | ImageError) -> Outcome:
     """Return the outcome of a video with these crops."""
-    if crops:
-        return Outcome("ok", counts={"rows": len(crops)})
-    if crops is not None:
-        return Outcome("no_face")
-    return Outcome("no_original" if video.fake and not dataset.original_of(video) else "no_crops")
+    if isinstance(crops, ImageError):
+        no_original = crops.status == "no_crops" and video.fake and not dataset.original_of(video)
+        return Outcome("no_original" if no_original else crops.status)
+    return Outcome("ok", counts={"rows": len(crops)}) if crops else Outcome("no_face")
 
 
 def write_folds(path: Path, videos: list[Video], folds: dict[str, int], rows: np.ndarray) -> None:
     """Write folds.csv from rows (n, 3): video number, frame, face."""
     make_folder(path.parent)
-    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FOLDS_COLUMNS)
         for number, frame, face in rows:

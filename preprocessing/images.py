@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,11 @@ import numpy as np
 
 from common.errors import ClipError
 from preprocessing.layout import CROP_SUFFIX
+
+# Signature of PNG files.
+PNG = b"\x89PNG\r\n\x1a\n"
+# Largest PNG file that is read, in pixels: a crop is a part of a frame.
+MAX_PIXELS = 2**27
 
 
 class ImageError(ClipError):
@@ -26,22 +33,44 @@ class FaceImage(NamedTuple):
 
 
 def list_images(folder: Path, suffix: str = CROP_SUFFIX) -> list[FaceImage]:
-    """Return the files <frame>_<face><suffix> of a clip's folder in order. Raises ImageError if there is no folder."""
-    name = re.compile(rf"(\d+)_(\d+){re.escape(suffix)}")
+    """Return the files <frame>_<face><suffix> of a clip's folder in order. Raises ImageError."""
+    name = re.compile(rf"([0-9]{{1,9}})_([0-9]{{1,9}}){re.escape(suffix)}")  # numbers that fit into 32 bits
     try:
         found = [(match, path) for path in folder.iterdir() if (match := name.fullmatch(path.name))]
-    except OSError:
-        remedy = "Run extract_crops.py (with --retry-failed if it failed before)"
-        raise ImageError(folder, f"no crops. {remedy}", "no_crops") from None
+    except FileNotFoundError:
+        remedy = "Run the stage that writes it (with --retry-failed if it failed before)"
+        raise ImageError(folder, f"no such folder. {remedy}", "no_crops") from None
+    except OSError as error:
+        raise ImageError(folder, f"cannot be read ({error.strerror})") from None
     return sorted(FaceImage(int(match[1]), int(match[2]), path) for match, path in found)
 
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image as RGB uint8 (height, width, 3). Raises ImageError."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = decode_image(path, cv2.IMREAD_COLOR)
     if image is None:
         raise ImageError(path, f"not an image, or damaged. Delete {path.parent} and run extract_crops.py again")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_image(path: Path, flags: int) -> np.ndarray | None:
+    """Read an image as OpenCV returns it with these flags; None if it is missing, damaged or not an image."""
+    try:
+        content = path.read_bytes()
+        usable = _is_usable_png(content) if content.startswith(PNG) else bool(content)
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if usable else None
+    except (OSError, cv2.error):
+        return None
+
+
+def _is_usable_png(content: bytes) -> bool:
+    """Return whether a PNG file is complete and not huge. OpenCV reserves the memory that its headers ask for."""
+    position = len(PNG)
+    if len(content) < position + 16 or math.prod(struct.unpack_from(">II", content, position + 8)) > MAX_PIXELS:
+        return False
+    while position + 8 <= len(content):  # each chunk: length, type, data, checksum
+        position += 12 + int.from_bytes(content[position : position + 4], "big")
+    return position <= len(content)
 
 
 def encode_image(image: np.ndarray, suffix: str = ".png") -> bytes:

@@ -12,10 +12,12 @@ from typing import Any
 from common import cli, jobs
 from common.jobs import Job, Outcome, StageError, Statuses
 from common.text import abbreviate, plural
+from common.watchdog import TIMEOUT
 from preprocessing.contact_sheet import Sample, draw_samples
 from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
 from preprocessing.detector_scale import parse_scale
 from preprocessing.layout import CROP_SUFFIX, CROPS, DataRoot
+from preprocessing.video import MAX_PIXELS
 
 STATUSES = Statuses(done=frozenset({"ok", "no_face"}), skipped=frozenset({"no_original", "no_video"}))
 
@@ -34,6 +36,14 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     add("--workers", type=cli.positive, default=os.cpu_count(), help="number of worker processes")
     add("--retry-failed", action="store_true", help="re-run the clips that failed in an earlier run")
     add("--overwrite", action="store_true", help="start over instead of resuming")
+    add("--max-pixels", type=cli.positive, default=MAX_PIXELS, metavar="N", help="largest frame size, width x height")
+    add(
+        "--timeout",
+        type=cli.positive,
+        default=round(TIMEOUT),
+        metavar="SECONDS",
+        help="fail a clip when decoding makes no progress for this long",
+    )
     add("--preview", type=cli.positive, metavar="N", help="write a contact sheet of N samples to DATA_ROOT/previews/")
     add = parser.add_argument_group("face detector (stages 1 and 3)").add_argument
     add(
@@ -85,9 +95,12 @@ def run_jobs(
         suffix: suffix of the stage's output files.
         extra: outcomes to add to the summary.
     """
-    if output.resolve() in (args.root_dir.resolve(), *args.root_dir.resolve().parents):
+    root = Path(os.path.realpath(args.root_dir))  # unlike Path.resolve, accepts a symbolic link to itself
+    if Path(os.path.realpath(output)) in (root, *root.parents):
         raise StageError(f"{output}: contains the dataset. Choose another folder for the outputs")
-    outcomes = jobs.run(function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite)
+    outcomes = jobs.run(
+        function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite, args.timeout
+    )
     remedy = f"Fix the cause and re-run with --retry-failed. All messages are in {jobs.journal_path(output)}"
     status = report({**outcomes, **(extra or {})}, remedy)
     if sample and args.preview:

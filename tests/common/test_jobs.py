@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ import pytest
 from common.errors import ClipError
 from common.files import OutputError, atomic_write
 from common.jobs import MAX_CRASHES, Job, Outcome, StageError, run, summarize
+from common.watchdog import native_call
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another number of threads than that of the workers. The variables get their old values back after the test."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
 
 
 def work(name: str, output: Path) -> Outcome:
@@ -23,6 +32,11 @@ def work(name: str, output: Path) -> Outcome:
         raise ClipError("x.mp4", "is damaged")
     if name == "full":
         raise OutputError("no space")
+    if name == "memory":
+        raise MemoryError
+    if name.startswith("stalls"):
+        with native_call():
+            time.sleep(600)
     atomic_write(output, f"{os.getpid()} {threading.active_count()} {os.environ['OMP_NUM_THREADS']}")
     return Outcome("ok", counts={"files": 1})
 
@@ -55,6 +69,30 @@ def test_each_clip_gets_a_status(tmp_path: Path):
     assert table[0].split() == ["status", "clips", "files"]
     assert ["ok", "4", "4"] in [line.split() for line in table]
     assert ["crashed", "1", "0"] in [line.split() for line in table]
+
+
+def test_stalled_calls_fail_their_clips_only(tmp_path: Path):
+    """They do not count as crashes, of which MAX_CRASHES in a row end the run."""
+    folder = tmp_path / "out"
+    stalls = [f"stalls{number}" for number in range(MAX_CRASHES)]
+    start = time.monotonic()
+    outcomes = run(work, make_jobs(folder, "a", *stalls, "b"), folder, {}, workers=MAX_CRASHES + 1, timeout=1)
+    assert time.monotonic() - start < 120
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        **dict.fromkeys("ab", "ok"),
+        **dict.fromkeys(stalls, "unreadable"),
+    }
+    assert "--timeout" in outcomes["stalls0"].message
+    again = run(work, make_jobs(folder, "stalls0"), folder, {}, workers=1, timeout=1)
+    assert again == {"stalls0": outcomes["stalls0"]}  # from the journal
+
+
+def test_lack_of_memory_fails_one_clip(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = tmp_path / "out"
+    outcomes = run(work, make_jobs(folder, "memory", "a"), folder, {}, workers=1)
+    assert [outcome.status for outcome in outcomes.values()] == ["failed", "ok"]
+    assert "--workers" in outcomes["memory"].message
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_user_errors_end_the_run(tmp_path: Path):
@@ -143,3 +181,19 @@ def test_accepts_another_executor(tmp_path: Path):
     outcomes = run(work, make_jobs(tmp_path / "out", "a", "b"), tmp_path / "out", {}, workers=5, execute=backwards)
     assert list(outcomes) == ["a", "b"]  # in the order of the jobs
     assert outcomes["b"].message == "work b"
+
+
+def test_damaged_record_runs_again(tmp_path: Path):
+    folder = tmp_path / "out"
+    jobs = make_jobs(folder, "a", "b")
+    run(work, jobs, folder, {}, workers=1)
+    before = {name: (folder / name).stat().st_mtime_ns for name in "ab"}
+    path = tmp_path / "progress" / "out.jsonl"
+    lines = path.read_text().splitlines()
+    damaged = [line.replace('"status"', '"stavus"') if '"clip": "a"' in line else line for line in lines]
+    assert damaged != lines
+    path.write_text("\n".join(damaged) + "\n")
+    outcomes = run(work, jobs, folder, {}, workers=1)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {"a": "ok", "b": "ok"}
+    changed = {name: (folder / name).stat().st_mtime_ns != before[name] for name in "ab"}
+    assert changed == {"a": True, "b": False}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocessing.boxes import BoxesError, face_numbers, read_boxes, write_boxes
+from preprocessing.boxes import BoxesError, face_numbers, overlap, read_boxes, write_boxes
 
 
 def box(left: float, side: float = 100) -> list[float]:
@@ -35,15 +35,25 @@ def test_file_format(tmp_path: Path):
         '{"0": "many"}',
         '{"0": [[1, 2, 3]]}',
         '{"0": [[1, 2, NaN, 4]]}',
+        '{"0": [[1, 2, 1e300, 4]]}',
+        '{"0": [[1, 2, 1' + "0" * 400 + ", 4]]}",
+        '{"0": [[1, 2, "3", 4]]}',
+        '{"0": [[1, 2, true, 4]]}',
+        '{"0": [["' + "x" * 10_000 + '", 2, 3, 4]]}',
+        '{"0": ["1234"]}',
         '{"-10": null}',
+        '{" 10": null}',
+        '{"1_0": null}',
+        '{"99999999999": null}',
         '{"a": null}',
     ],
 )
 def test_malformed_files(tmp_path: Path, content: str):
     path = tmp_path / "bad.json"
     path.write_text(content)
-    with pytest.raises(BoxesError, match=str(path)):
+    with pytest.raises(BoxesError, match=str(path)) as error:
         read_boxes(path)
+    assert len(str(error.value)) < 1000
 
 
 def test_face_numbers_by_hand():
@@ -69,3 +79,10 @@ def test_face_numbers_do_not_depend_on_the_order_of_the_boxes():
         seen = random.permutation(5)[: random.integers(0, 6)]
         boxes[frame], owners[frame] = [box(places[person], 100 + person) for person in seen], seen.tolist()
     assert face_numbers(boxes) == owners
+
+
+def test_overlap():
+    first, second, empty = np.array([0, 0, 4, 2]), np.array([2, 0, 6, 2]), np.array([1, 1, 1, 1])
+    assert overlap(first, first) == 1
+    assert overlap(first, second) == pytest.approx(1 / 3)
+    assert overlap(first, second + 10) == overlap(first, empty) == overlap(empty, empty) == 0

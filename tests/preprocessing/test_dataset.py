@@ -266,3 +266,35 @@ def test_celeb_df(tmp_path: Path):
     assert finished.returncode == 0
     assert "official split" in finished.stderr  # it separates a fake from its original
     assert {row["video"]: int(row["fold"]) for row in rows(tmp_path / "folds.csv")} == official
+
+
+def test_unusual_names_and_folders_of_crops(tmp_path: Path):
+    """Names that are not valid UTF-8 or do not fit into numbers, and a file in place of a folder."""
+    name = "caf\udce9"  # a file name in Latin-1
+    touch(tmp_path, f"original_sequences/youtube/c23/videos/{name}.mp4", "original_sequences/youtube/c23/videos/b.mp4")
+    touch_crops(tmp_path, name)
+    touch(tmp_path, f"crops/{name}/99999999999_0.png", f"crops/{name}/0_{'9' * 200}.png", "crops/b")
+    finished = run_stage("generate_folds", tmp_path)
+    assert finished.returncode == 3
+    assert "Traceback" not in finished.stderr
+    assert f"{tmp_path / 'crops/b'}: cannot be read" in finished.stderr
+    assert ["unreadable", "1", "0"] in [line.split() for line in finished.stdout.splitlines()]
+    lines = (tmp_path / "folds.csv").read_text(errors="surrogateescape").splitlines()[1:]
+    assert sorted(line.split(",")[:2] for line in lines) == [[name, "0_0.png"], [name, "10_0.png"]]
+
+
+def test_originals_with_invalid_names(tmp_path: Path):
+    metadata = {"a.mp4": REAL, "b.mp4": fake_of("\ud800.mp4"), "c.mp4": fake_of("a\x00.mp4")}
+    touch(write_part(tmp_path, 0, metadata), *metadata)
+    touch_crops(tmp_path, "a", "b", "c")
+    dataset = read_dataset(tmp_path)
+    assert list(dataset.videos) == ["a"]
+    assert dataset.problems["malformed entries of metadata.json"] == [f"dfdc_train_part_0/{name}.mp4" for name in "bc"]
+    assert run_stage("generate_folds", tmp_path).returncode == 0
+
+
+def test_split_files_that_cannot_be_read(tmp_path: Path):
+    make_faceforensics(tmp_path)
+    (tmp_path / "train.json").write_text("[" * 100_000)
+    (tmp_path / "val.json").write_text("[[1, ")
+    assert len(read_dataset(tmp_path).problems["split files that cannot be read"]) == 2

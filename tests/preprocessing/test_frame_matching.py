@@ -59,3 +59,11 @@ def test_an_offset_of_all_times_does_not_matter():
     shifted = [time + 2 / 30 for time in ORIGINAL]
     assert match_frames(WANTED, ORIGINAL, shifted) == SAME
     assert match_frames(WANTED, shifted, ORIGINAL) == SAME
+
+
+@pytest.mark.parametrize("fake", [[0.0] * 20, [5.0, 5.0], times(20, 30)])
+@pytest.mark.parametrize("original", [[0.0] * 30, [1.0, 1.0]])
+def test_equal_times_match_by_number(original: list[float], fake: list[float]):
+    common = range(0, min(len(original), len(fake)), 10)
+    assert match_frames(WANTED, original, fake) == {frame: frame for frame in common}
+    assert match_frames(WANTED, fake, original) == {frame: frame for frame in common}

@@ -18,6 +18,7 @@ import torch
 
 from preprocessing import sample_clips
 from preprocessing.contact_sheet import CELL, LINE
+from tests.support import programs
 from tests.support.datasets import (
     REAL,
     ROOT,
@@ -75,8 +76,9 @@ def baseline(root: Path, done: subprocess.CompletedProcess, tmp_path_factory: py
         for name in metadata:
             shutil.copy(root / folder.name / name, folder)
     for name in STAGES:
-        command = [sys.executable, "-m", "benchmarks.preprocess", "--root-dir", str(place), "--baseline", name]
-        subprocess.run(command, cwd=ROOT, check=True)
+        command = [sys.executable, "-m", "benchmarks.preprocess", "--root-dir", place, "--baseline", name]
+        finished = programs.run(command, cwd=ROOT)
+        assert finished.returncode == 0, finished.stderr
     return place
 
 
@@ -279,8 +281,7 @@ def test_full_disk(root: Path, done: subprocess.CompletedProcess, tmp_path: Path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
     limit = ["bash", "-c", 'ulimit -f 10; exec "$@"', "bash", sys.executable]
-    command = [*limit, str(ROOT / "preprocessing/extract_crops.py"), "--root-dir", str(tmp_path)]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = programs.run([*limit, ROOT / "preprocessing/extract_crops.py", "--root-dir", tmp_path])
     assert finished.returncode == 2
     assert f"{tmp_path / 'crops/aa'}: " in finished.stderr
     assert list((tmp_path / "crops").iterdir()) == []

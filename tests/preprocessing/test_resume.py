@@ -1,7 +1,7 @@
 """Interrupted stages: the same command resumes them, and the result is that of an uninterrupted run.
 
-To interrupt a stage at a known point, one of its input files is replaced by a named pipe, at which a worker process
-waits until it is killed.
+To interrupt a stage at a known point, one of its input files is replaced: a crop by a named pipe, at which a worker
+process waits until it is killed, and a clip by one that takes long to process.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from preprocessing import sample_clips
+from tests.support import programs
 from tests.support.datasets import (
     REAL,
     STAGES,
@@ -88,15 +87,7 @@ def journal_of(root: Path, stage: str) -> Path:
 
 def finished_clips(root: Path, stage: str) -> int:
     journal = journal_of(root, stage)
-    return max(0, len(journal.read_text().splitlines()) - 1) if journal.is_file() else 0
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(0.01)
+    return max(0, journal.read_text().count("\n") - 1) if journal.is_file() else 0
 
 
 def descendants(pid: int) -> set[int]:
@@ -113,34 +104,29 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def write_long_clip(path: Path) -> None:
+    """Write a clip that takes several seconds to decode; a broadcast stream can be repeated."""
+    part = sample_clips.write_clip(path.with_suffix(".ts"), portrait_frames(31, 320, 240))
+    path.write_bytes(400 * part.read_bytes())
+    part.unlink()
+
+
 @contextmanager
 def stalled(stage: str, root: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a stage until it has finished all clips but one and is in the middle of that one.
-
-    A clip is opened twice, first to list its packets. The pipe delivers it the first time.
-    """
+    """Run a stage until it has finished all clips but one and is in the middle of that one."""
     name, finished = STALLS[stage]
-    pipe, content = root / name, (root / name).read_bytes()
-    pipe.unlink()
-    os.mkfifo(pipe)
-    delivery = threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True)
-    if pipe.suffix == ".mp4":
-        delivery.start()
-    process = subprocess.Popen(
-        stage_command(stage, root, *options),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(lambda: finished_clips(root, stage) == finished, f"{stage}: {finished} clips")
-        wait_for(lambda: not delivery.is_alive(), f"{stage}: the last clip's packets")
-        if stage not in ("detect_original_faces", "compress_videos"):  # these write a file at the end of each clip
-            wait_for(lambda: any((root / OUTPUTS[stage]).glob(".*.part")), f"{stage}: a temporary folder")
-        assert process.poll() is None
+    (root / name).unlink()
+    if name.endswith(".mp4"):
+        write_long_clip(root / name)
+    else:
+        os.mkfifo(root / name)
+    with programs.started(
+        stage_command(stage, root, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        programs.wait_for(lambda: finished_clips(root, stage) == finished, f"{finished} clips", process)
+        if stage != "detect_original_faces":  # it writes a file at the end of each clip
+            programs.wait_for(lambda: any((root / OUTPUTS[stage]).rglob(".*.part")), "a temporary output", process)
         yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def restore_input(stage: str, uninterrupted: Path, root: Path) -> None:
@@ -169,11 +155,10 @@ def test_resumes_after_kill(stage: str, uninterrupted: Path, tmp_path: Path):
     root = copy_before(stage, uninterrupted, tmp_path / "root")
     with stalled(stage, root, "--workers", "2") as process:
         workers = descendants(process.pid)
+        assert workers
         process.kill()
-        process.communicate()
+        programs.wait_for(lambda: not any(map(is_alive, workers)), "end of the worker processes")
     assert process.returncode == -signal.SIGKILL
-    assert workers
-    wait_for(lambda: not any(map(is_alive, workers)), "end of the worker processes", 10)
     assert_resumes(stage, uninterrupted, root)
 
 
@@ -182,11 +167,11 @@ def test_resumes_after_ctrl_c(uninterrupted: Path, tmp_path: Path):
     with stalled("compress_videos", root, "--workers", "2") as process:
         workers = descendants(process.pid)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=programs.LIMIT)
+        programs.wait_for(lambda: not any(map(is_alive, workers)), "end of the worker processes")
     assert process.returncode == 130
     assert "resume" in errors
     assert "Traceback" not in errors
-    wait_for(lambda: not any(map(is_alive, workers)), "end of the worker processes", 10)
     assert_resumes("compress_videos", uninterrupted, root)
 
 
@@ -196,7 +181,7 @@ def test_a_killed_worker_fails_its_clip_only(uninterrupted: Path, tmp_path: Path
     with stalled("extract_images", root, "--workers", "1") as process:
         [worker] = (pid for pid in descendants(process.pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
         os.kill(worker, signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=programs.LIMIT)
     assert process.returncode == 3
     assert ["crashed", "1"] in [line.split()[:2] for line in output.splitlines()]
     assert f"fake_{LAST}" not in records(root, "images")
@@ -209,17 +194,17 @@ def test_waits_for_a_run_that_writes_to_the_same_folder(uninterrupted: Path, tmp
     output.mkdir()
     lock = os.open(output, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    process = subprocess.Popen(
-        stage_command("extract_images", root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr
-    while str(output) not in (line := process.stderr.readline()):
-        assert line, "ended without a message"
-    assert process.poll() is None
-    assert not journal_of(root, "extract_images").exists()
-    os.close(lock)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    messages = tmp_path / "messages"
+    with (
+        messages.open("w") as errors,
+        programs.started(stage_command("extract_images", root), stdout=subprocess.DEVNULL, stderr=errors) as process,
+    ):
+        programs.wait_for(lambda: str(output) in messages.read_text(), "a message", process)
+        with pytest.raises(subprocess.TimeoutExpired):  # without the lock, it would continue at once
+            process.wait(1)
+        assert not journal_of(root, "extract_images").exists()
+        os.close(lock)
+        assert process.wait(programs.LIMIT) == 0
     assert file_hashes(root) == file_hashes(uninterrupted)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
+import select
 import termios
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from preprocessing.generate_diffs import diffs
 from preprocessing.generate_landmarks import landmarks
 from preprocessing.images import list_images, read_image
 from preprocessing.layout import DIFF_SUFFIX, LANDMARKS_SUFFIX, DataRoot
+from tests.support import programs
 from tests.support.datasets import REAL, fake_frames, fake_of, portrait_frames, run_stage, stage_command, write_part
 
 PROGRESS_BAR = re.compile(r"clip/s|s/clip")
@@ -67,16 +69,13 @@ def run_on_terminal(command: list[str]) -> str:
     """Return the output of a command whose standard output and error are a terminal."""
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))  # without a width, tqdm draws nothing
-    process = subprocess.Popen(command, stdout=end, stderr=end)
-    os.close(end)
     output = b""
-    try:
-        while data := os.read(terminal, 4096):
-            output += data
-    except OSError:  # Linux reports the end of a terminal as an error
-        pass
-    os.close(terminal)
-    assert process.wait() == 0, output
+    with programs.started(command, stdout=end, stderr=end) as process, os.fdopen(terminal, "rb", 0) as reader:
+        os.close(end)
+        with suppress(OSError):  # Linux reports the end of a terminal as an error
+            while select.select([reader], [], [], programs.LIMIT)[0] and (data := reader.read(4096)):
+                output += data
+        assert process.wait(programs.LIMIT) == 0, output
     return output.decode()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from skimage.data import astronaut
 
 from preprocessing import sample_clips
+from tests.support import programs
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("detect_original_faces", "extract_crops", "generate_landmarks", "generate_diffs", "generate_folds")
@@ -39,18 +40,13 @@ def stage_command(name: str, root: Path, *options: str | Path) -> list[str]:
 
 
 def run_stage(name: str, root: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(stage_command(name, root, *options), capture_output=True, text=True, timeout=600)
+    return programs.run(stage_command(name, root, *options))
 
 
 def preprocess(root: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
     """Run preprocess_data.sh."""
-    return subprocess.run(
-        [str(ROOT / "preprocess_data.sh"), str(root), *map(str, options)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHON": sys.executable},
-        timeout=600,
-    )
+    command = [ROOT / "preprocess_data.sh", root, *options]
+    return programs.run(command, env={**os.environ, "PYTHON": sys.executable})
 
 
 def records(root: Path, output: str) -> dict[str, dict]:

@@ -17,6 +17,7 @@ from skimage.data import astronaut
 from preprocessing.generate_diffs import difference
 from preprocessing.images import encode_image
 from preprocessing.layout import FOLDS_COLUMNS, crop_name
+from tests.support import programs
 
 ROOT = Path(__file__).parents[2]
 TRAIN_CLASSIFIER = ROOT / "training/pipelines/train_classifier.py"
@@ -121,13 +122,7 @@ def command(root: Path, *options: str | Path, processes: int = 0, kill_at: int |
 def train(
     root: Path, *options: str | Path, processes: int = 0, kill_at: int | None = None
 ) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(root, *options, processes=processes, kill_at=kill_at),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment(),
-    )
+    return programs.run(command(root, *options, processes=processes, kill_at=kill_at), env=environment())
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,66 @@
+"""Turn and mirror decoded frames as their display matrix says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+
+# A coefficient that is smaller than another one by this factor counts as 0.
+NEGLIGIBLE = 0.01
+
+
+def _other_type(cls: type[Type], _: object) -> Type:
+    """Return a stand-in for a kind of side data that PyAV does not know; it refuses to list any otherwise."""
+    return cls.VIDEO_HINT
+
+
+Type._missing_ = classmethod(_other_type)  # type: ignore[assignment]
+
+
+def upright_rgb(frame: av.VideoFrame, matrices: dict[int, np.ndarray | None]) -> tuple[np.ndarray, str]:
+    """Return a frame as RGB uint8 (height, width, 3), and a note if its display matrix is ignored.
+
+    Args:
+        frame: the decoded frame.
+        matrices: display matrix of the video's frames by their rotation, which is added to. PyAV keeps a frame whose
+            matrix has been read in memory until the garbage collector runs, so only the first of each is read.
+    """
+    # One thread, because whole clips are decoded concurrently instead. PyAV's rows may be padded.
+    image = np.ascontiguousarray(frame.to_ndarray(format="rgb24", threads=1))
+    if frame.rotation not in matrices:
+        matrices[frame.rotation] = display_matrix(frame)
+    matrix = matrices[frame.rotation]
+    if matrix is None:
+        return image, ""
+    if not is_meaningful(matrix):
+        return image, f"display matrix ignored: {matrix[:2, :2].ravel().tolist()} is no multiple of a quarter turn"
+    return np.ascontiguousarray(transform(image, matrix)), ""
+
+
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """Return the display matrix of a frame, int32 (3, 3); None if there is none.
+
+    `frame.rotation` does not tell a mirrored matrix from a rotated one.
+    """
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    return np.frombuffer(bytes(data), np.int32).reshape(3, 3) if data is not None else None
+
+
+def is_meaningful(matrix: np.ndarray) -> bool:
+    """Return whether a display matrix turns by a multiple of 90 degrees, with or without a mirror, at any scale."""
+    (a, b), (c, d) = np.abs(matrix[:2, :2].astype(float))
+    return max(b, c) < NEGLIGIBLE * min(a, d) or max(a, d) < NEGLIGIBLE * min(b, c)
+
+
+def transform(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return a view of an image (height, width, 3) as a meaningful display matrix shows it.
+
+    A pixel at (x, y) is shown at (a x + c y, b x + d y), for the matrix's upper left part [[a, b], [c, d]].
+    """
+    (a, b), (c, d) = matrix[:2, :2]
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
