@@ -3,7 +3,8 @@
     python plot_loss.py --log-file logs/RUN.jsonl [logs/OTHER.jsonl ...] [--fake-weight 1.4] [--output loss.png]
 
 plots (fake_weight * fake_loss + real_loss) / 2 per epoch. The five best epochs of each run are marked with their
-numbers; the first 16 epochs are not considered if there are later ones. A star marks the epoch that training saved as
+numbers; the first 16 epochs are not considered if there are later ones. Epochs whose loss is not finite are left out. A
+star marks the epoch that training saved as
 RUN_best.pt, which may be a different one: in training, both classes have the same weight.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common import cli
 from common.errors import UserError
 from common.files import atomic_file, make_folder
-from common.text import abbreviate
+from common.text import abbreviate, printable
 from training.tools.log import read_log
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class PlotError(UserError):
 
 
 class Run(NamedTuple):
-    """The validation losses of a run.
+    """The finite validation losses of a run.
 
     Attributes:
         losses: epoch -> weighted loss, or the loss of the only class.
@@ -52,7 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--log-file", type=Path, nargs="+", required=True, metavar="JSONL", help="training logs, LOGDIR/RUN.jsonl")
-    add("--fake-weight", type=float, default=FAKE_WEIGHT, metavar="WEIGHT", help="weight of fake_loss")
+    add("--fake-weight", type=cli.finite, default=FAKE_WEIGHT, metavar="WEIGHT", help="weight of fake_loss")
     add("--output", type=Path, metavar="PNG", help="file to write (default: a window, or loss.png without a display)")
     return parser
 
@@ -60,7 +62,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Plot the runs and print their best epochs. Return the exit status."""
     stems = [path.stem for path in args.log_file]
-    names = stems if len(set(stems)) == len(stems) else list(map(str, args.log_file))
+    names = list(map(printable, stems if len(set(stems)) == len(stems) else map(str, args.log_file)))
     runs = {name: read_run(path, args.fake_weight) for name, path in zip(names, args.log_file, strict=True)}
 
     import matplotlib as mpl
@@ -86,12 +88,12 @@ def main(args: argparse.Namespace) -> int:
     make_folder(output.parent)
     with atomic_file(output) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    print(output)
+    print(printable(str(output)))
     return cli.OK
 
 
 def read_run(path: Path, fake_weight: float) -> Run:
-    """Read the losses of the epochs that were validated. Raises LogError, PlotError."""
+    """Read the finite losses of the epochs that were validated. Raises LogError, PlotError."""
     lines = [line for line in read_log(path) if line.get("fake_loss") is not None or line.get("real_loss") is not None]
     if not lines:
         raise PlotError(f"{path}: no epoch has a fake_loss or a real_loss. Choose a log with validated epochs")
@@ -101,8 +103,14 @@ def read_run(path: Path, fake_weight: float) -> Run:
             where = "all epochs" if len(epochs) == len(lines) else f"epochs {abbreviate([str(n) for n in epochs])}"
             log.warning("%s: validated on one class only in %s; the plot shows the %s there", path, where, present)
     losses = {line["epoch"]: _weighted(line, fake_weight) for line in lines}
-    unweighted = {line["epoch"]: _weighted(line, 1) for line in lines}
-    return Run(losses, min(unweighted, key=unweighted.__getitem__))
+    left_out = [str(epoch) for epoch, loss in losses.items() if not math.isfinite(loss)]
+    if len(left_out) == len(losses):
+        raise PlotError(f"{path}: no epoch has a finite loss. Choose another log")
+    if left_out:
+        log.warning("%s: left out because the loss is not finite: %s", path, f"epochs {abbreviate(left_out)}")
+    unweighted = {line["epoch"]: _weighted(line, 1) for line in lines if math.isfinite(losses[line["epoch"]])}
+    finite = {epoch: losses[epoch] for epoch in unweighted}
+    return Run(finite, min(unweighted, key=unweighted.__getitem__))
 
 
 def _weighted(line: Mapping[str, Any], fake_weight: float) -> float:
@@ -133,7 +141,7 @@ def plot(runs: Mapping[str, Run], fake_weight: float) -> Figure:
     }
     figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
     for name, (losses, best_in_training) in runs.items():
-        (line,) = axes.plot(list(losses), list(losses.values()), marker=".", label=name, zorder=2)
+        (line,) = axes.plot(list(losses), list(losses.values()), marker=".", label=name.replace("$", r"\$"), zorder=2)
         for epoch in best_epochs(losses):
             axes.plot(epoch, losses[epoch], marker="o", color=line.get_color(), zorder=3)
             axes.annotate(str(epoch), (epoch, losses[epoch]), (0, -14), textcoords="offset points", ha="center")

@@ -5,8 +5,8 @@
 writes a CSV with the columns filename and label, one row per video. Without --models, the embedded model in weights/
 is used. After an interruption, the same command resumes.
 
-Exit status: 0 if all videos were read (some may have no face), 3 if some are unreadable, 2 for invalid arguments or a
-run that cannot continue, 130 after Ctrl-C.
+Exit status: 0 if all videos were read (some may have no face), 3 if some videos or folders are unreadable, 2 for
+invalid arguments or a run that cannot continue, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from pathlib import Path
 from common import cli
 from common.allocator import keep_freed_memory
 from common.device import PRECISIONS
+from common.files import lock
 from common.journal import Journal
+from common.watchdog import TIMEOUT
 from inference import submission
 from inference.aggregation import FRAMES, STRATEGIES
 from preprocessing.detector_scale import parse_scale
+from preprocessing.limits import MAX_MEMORY, MAX_PIXELS, Limits
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "weights" / "default_lite0.pt"
@@ -73,15 +76,31 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the classifiers")
     add("--batch-size", type=cli.positive, help="number of faces per forward pass (default: depends on the device)")
     add("--workers", type=cli.positive, help="number of videos decoded concurrently (default: by number of CPU cores)")
+    add = parser.add_argument_group("limits of a video, which is too_large or unreadable beyond them").add_argument
+    add("--max-pixels", type=cli.positive, default=MAX_PIXELS, metavar="N", help="largest frame, width x height")
+    add(
+        "--decoder-memory",
+        type=cli.positive,
+        default=MAX_MEMORY,
+        metavar="MIB",
+        help="memory of each process that decodes a video",
+    )
+    add(
+        "--timeout",
+        type=cli.positive,
+        default=int(TIMEOUT),
+        metavar="SECONDS",
+        help="time without progress after which decoding a video is given up",
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     """Score the videos and write the results. Return the exit status."""
     keep_freed_memory()
-    videos, others = submission.find_videos(args.test_dir)
+    found = submission.find_videos(args.test_dir)
     progress = submission.journal_path(args.output)
-    submission.check_outputs([args.output, progress, *([args.details] if args.details else [])], videos)
+    submission.check_outputs([args.output, progress, *([args.details] if args.details else [])], found.videos)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
 
     # Imported only after the arguments have been checked, because loading PyTorch takes seconds.
@@ -94,7 +113,8 @@ def main(args: argparse.Namespace) -> int:
     ensemble = Ensemble(checkpoints, args.device, args.precision)
     scale = None if args.detector_scale == "auto" else args.detector_scale
     detector = FaceDetector("inference", ensemble.device, scale)
-    predictor = Predictor(ensemble, detector, args.strategy, args.frames, args.workers, args.batch_size)
+    limits = Limits(args.max_pixels, args.decoder_memory, args.timeout)
+    predictor = Predictor(ensemble, detector, args.strategy, args.frames, args.workers, args.batch_size, limits)
     settings = {
         "version": submission.RECORD_VERSION,
         "models": [submission.sha256(path) for path in checkpoints],
@@ -105,19 +125,21 @@ def main(args: argparse.Namespace) -> int:
         "strategy": args.strategy,
         "detector_scale": args.detector_scale,
     }
-    journal = Journal(progress, settings, args.overwrite)
-    if journal.changed:
-        log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
-    submission.log_start(videos, others, ensemble.names, f"{ensemble.device} in {ensemble.precision}")
+    submission.log_start(found, ensemble.names, f"{ensemble.device} in {ensemble.precision}")
     if args.models is None:
         log.info("the embedded model is small and often wrong, see %s", MODEL_CARD)
 
-    records = submission.score_videos(videos, predictor, journal)
-    submission.write_submission(args.output, records)
-    if args.details:
-        submission.write_details(args.details, records)
-    print(submission.summarize(records))
-    return cli.CLIPS_FAILED if any(record["status"] == "unreadable" for record in records) else cli.OK
+    with lock(args.output):
+        journal = Journal(progress, settings, args.overwrite, submission.is_record)
+        if journal.changed:
+            log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
+        records = submission.score_videos(found.videos, predictor, journal)
+        submission.write_submission(args.output, records)
+        if args.details:
+            submission.write_details(args.details, records)
+    print(submission.summarize(records, found.unlisted))
+    failed = any(record["status"] not in submission.READ for record in records)
+    return cli.CLIPS_FAILED if failed or found.unlisted else cli.OK
 
 
 if __name__ == "__main__":

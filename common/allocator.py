@@ -22,3 +22,11 @@ def keep_freed_memory() -> bool:
         mallopt(parameter, value)
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20))
     )
+
+
+def return_freed_memory() -> None:
+    """Return the memory that has been freed to the system, once, where the C library is glibc."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return

@@ -1,14 +1,22 @@
-"""Atomic writes: files and folders are written under a temporary name and renamed when they are complete."""
+"""Atomic writes: files and folders are written under a temporary name and renamed when they are complete.
+
+Runs that write to the same output lock it, so they do not need temporary names of their own.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class OutputError(UserError):
@@ -17,8 +25,10 @@ class OutputError(UserError):
     @classmethod
     def about(cls, path: Path, error: OSError) -> OutputError:
         """Make an OutputError for a path from an OSError."""
-        where = f" ({error.filename})" if error.filename else ""
-        return cls(f"{path}: cannot be written: {error.strerror}{where}. Fix that and run the same command again")
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        remedy = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Fix that"
+        reason = error.strerror or str(error)
+        return cls(f"{path}: cannot be written: {reason}{where}. {remedy} and run the same command again")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -35,14 +45,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises OutputError, also for an OSError in the block.
     """
-    temporary = path.with_name(f"{path.name}.part")
+    temporary = temporary_path(path)
     try:
+        temporary.unlink(missing_ok=True)  # left by a killed run; anything else, such as a link, must not be written to
         try:
             yield temporary
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    except OSError as error:
+        raise OutputError.about(path, error) from None
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which `atomic_file` writes a file."""
+    return path.with_name(f".{path.name}.part")
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file; on an error, a part of the content may have been written. Raises OutputError."""
+    try:
+        with path.open("ab") as file:
+            file.write(content)
     except OSError as error:
         raise OutputError.about(path, error) from None
 
@@ -56,17 +81,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     new, old = (path.with_name(f".{path.name}.{part}") for part in ("part", "old"))
     try:
         for leftover in (new, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
+            _remove(leftover)
         new.mkdir(parents=True)
         try:
             yield new
-            if path.exists():
+            if path.exists() or path.is_symlink():
                 path.rename(old)
             new.rename(path)
         finally:
             for folder in (new, old):
-                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):
+                    _remove(folder)
     except OSError as error:
         raise OutputError.about(path, error) from None
 
@@ -74,12 +99,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with its contents, if it exists. Raises OutputError."""
     try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
     except OSError as error:
         raise OutputError.about(path, error) from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
@@ -90,3 +119,51 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"{path}: cannot be created ({error.strerror}). Choose another folder") from None
     if not os.access(path, os.W_OK):
         raise OutputError(f"{path}: is not writable. Choose another folder or change its permissions")
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Lock an output, after waiting for any other run that writes to it. The lock of a process that dies is released.
+
+    A folder is locked itself. For a file, which is replaced when it is written, `.NAME.lock` beside it is locked; it
+    exists as long as the lock is held. Raises OutputError.
+    """
+    target = path if path.is_dir() else path.with_name(f".{path.name}.lock")
+    try:
+        handle = _open_locked(target, path)
+    except OSError as error:
+        raise OutputError.about(path, error) from None
+    try:
+        yield
+    finally:
+        if target != path:
+            with suppress(OSError):
+                target.unlink()
+        os.close(handle)
+
+
+def _open_locked(target: Path, path: Path) -> int:
+    """Open a folder or a lock file, which is created, and lock it. Return the file descriptor."""
+    flags = os.O_RDONLY if target == path else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    while True:
+        handle = os.open(target, flags, 0o666)
+        try:
+            _wait_for_lock(handle, path)
+            # The run that held the lock has removed the lock file; another run may have made a new one since.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), target.stat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _wait_for_lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("%s: another run is writing to it; waiting for that run to finish", path)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:  # a file system without locks
+        log.warning("%s: cannot be locked (%s). Make sure that no other run writes to it", path, error.strerror)

@@ -1,10 +1,12 @@
 """Score videos: decode, detect faces, classify and aggregate, with the stages overlapped.
 
-    paths -> decode (threads, several videos concurrently) -> detect (one video at a time)
-          -> classify (all networks, faces batched across videos) -> one VideoScore per video, in order
+    paths -> decode (worker processes, several videos concurrently) -> chunks of frames
+          -> detect (one chunk at a time) -> crop and classify (all networks, faces batched across videos)
+          -> one VideoScore per video, in order
 
-The number of videos in flight is limited, so memory does not grow with the number of videos. Faces of several videos
-share a batch, but a video's score depends on that video only.
+A chunk is a limited number of bytes, and so is everything that waits between the stages: memory grows neither with the
+number of videos nor with the length or the size of a video. Faces of several videos share a batch, but a video's score
+depends on that video only.
 """
 
 from __future__ import annotations
@@ -12,23 +14,35 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
+from common.allocator import return_freed_memory
+from common.device import device_errors
+from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
-from inference.ensemble import BATCH_SIZE, CropSpec, Ensemble, ScoreError
+from inference.decoder import Decoder, SampledFrame, StartOver, VideoInfo
+from inference.ensemble import BATCH_SIZE, CropSpec, Ensemble
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
-from preprocessing.video import Clip, Frame, VideoError, sample_frames
+from preprocessing.limits import Limits
+from preprocessing.video import VideoError, chunk_frames
 
 # Score of a video that is unreadable or has no face.
 UNKNOWN = 0.5
+# Bytes of a chunk of frames by device type: on a CPU 21 frames of 1080p, elsewhere the 32 that are detected together.
+CHUNK_BYTES = {"cpu": 128 * 2**20}
+GPU_CHUNK_BYTES = 200 * 2**20
+# Bytes of a frame of which memory has room for one only, besides what detecting its faces takes. One of 4K has 24 MiB.
+LARGE_FRAME = 32 * 2**20
+# Faces per forward pass at most, whatever the option says; and the number of videos that may wait for a full batch.
+MAX_BATCH, MAX_WAITING = 128, 16
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -41,8 +55,9 @@ class VideoScore:
 
     Attributes:
         path: the file.
-        status: `ok`, `no_face` (no face was found) or `unreadable`.
+        status: `ok`, `no_face` (no face was found), `unreadable` or `too_large` (it exceeds a limit).
         message: why the status is not `ok`.
+        notes: what is unusual about the video and how it was handled.
         score: probability that the video is fake, 0 to 1; UNKNOWN unless the status is `ok`.
         frames: number of frames that were analyzed.
         fps: average frame rate; None, like the next three, if the video could not be decoded.
@@ -56,6 +71,7 @@ class VideoScore:
     path: Path
     status: str
     message: str = ""
+    notes: list[str] = field(default_factory=list)
     score: float = UNKNOWN
     frames: int = 0
     fps: float | None = None
@@ -67,33 +83,71 @@ class VideoScore:
 
 
 @dataclass
-class _Job:
+class _Video:
     """A video in flight.
 
     Attributes:
-        frames: the sampled frames; emptied after face detection.
-        shrunk: the detector's input for each frame; emptied after face detection.
+        status: `ok`, or the status of the error.
+        frames: number of frames so far.
         size: width and height of the frames.
-        faces: frame index and face of each detection.
-        crops: one crop per face for each of the ensemble's crop specs.
+        faces: frame and face of each detection whose crop lies in the frame. The frame's image is dropped.
         scores: one score per network for each face that has been classified, in order.
+        complete: whether the faces of all frames have been detected.
     """
 
     path: Path
-    error: str = ""
-    clip: Clip | None = None
-    frames: list[Frame] = field(default_factory=list)
-    shrunk: list[np.ndarray] = field(default_factory=list)
-    frame_count: int = 0
+    status: str = "ok"
+    message: str = ""
+    notes: list[str] = field(default_factory=list)
+    info: VideoInfo | None = None
+    frames: int = 0
     size: tuple[int, int] | None = None
-    faces: list[tuple[int, Face]] = field(default_factory=list)
-    crops: dict[CropSpec, list[np.ndarray]] = field(default_factory=dict)
+    faces: list[tuple[int, float, Face]] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
+    complete: bool = False
     seconds: float = 0.0
 
     @property
     def finished(self) -> bool:
-        return len(self.scores) == len(self.faces)
+        return self.complete and len(self.scores) == len(self.faces)
+
+    def fail(self, status: str, message: str) -> None:
+        """Give the video up."""
+        self.status, self.message = status, message
+
+
+@dataclass
+class _Chunk:
+    """Consecutive frames of a video.
+
+    Attributes:
+        frames: the frames.
+        shrunk: the detector's input for each frame.
+        faces: the faces of each frame, once they have been detected.
+        seconds: processing time so far.
+        starts_over: whether the chunks before this one do not count.
+        last: whether this is the video's last chunk.
+    """
+
+    video: _Video
+    frames: list[SampledFrame] = field(default_factory=list)
+    shrunk: list[np.ndarray] = field(default_factory=list)
+    faces: list[list[Face]] = field(default_factory=list)
+    seconds: float = 0.0
+    starts_over: bool = False
+    last: bool = False
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the next chunk should not be read before this one has been processed."""
+        return bool(self.frames) and self.frames[0].image.nbytes > LARGE_FRAME
+
+
+class _Crops(NamedTuple):
+    """The crops of a face that waits to be classified, one per crop spec of the ensemble."""
+
+    video: _Video
+    crops: dict[CropSpec, np.ndarray]
 
 
 class Predictor:
@@ -105,7 +159,8 @@ class Predictor:
         strategy: name of the aggregation, a key of STRATEGIES.
         frames: number of frames sampled per video.
         workers: number of videos decoded concurrently; None chooses by the number of CPU cores.
-        batch_size: number of faces per forward pass; None chooses by the device.
+        batch_size: number of faces per forward pass, at most MAX_BATCH; None chooses by the device.
+        limits: what decoding a video may take.
     """
 
     def __init__(
@@ -116,128 +171,186 @@ class Predictor:
         frames: int = FRAMES,
         workers: int | None = None,
         batch_size: int | None = None,
+        limits: Limits | None = None,
     ):
         self.ensemble = ensemble
         self.detector = detector
         self.aggregate = STRATEGIES[strategy]
         self.frames = frames
         self.workers = workers or max(1, min(8, (torch.get_num_threads() + 1) // 2))
-        self.batch_size = batch_size or BATCH_SIZE.get(ensemble.device.type, 1)
+        self.batch_size = min(batch_size or BATCH_SIZE.get(ensemble.device.type, 1), MAX_BATCH)
+        self.limits = limits or Limits()
 
     def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
-        """Yield one VideoScore per path, in order. A video that cannot be read gets the status `unreadable`.
+        """Yield one VideoScore per path, in order. A video that cannot be read gets a status that says so.
 
         Raises:
-            ScoreError: a network's output is not finite, or the device is out of memory.
+            ScoreError: a network's output is not finite.
+            DeviceError: the device fails or is out of memory.
         """
-        decoders = ThreadPoolExecutor(self.workers, "decode")
-        detectors = ThreadPoolExecutor(1, "detect")
+        decoders = [Decoder(self.limits) for _ in range(self.workers)]
+        decoding = ThreadPoolExecutor(self.workers, "decode")
+        detecting = ThreadPoolExecutor(1, "detect")
         try:
-            decoded = _map_ahead(decoders, self._decode, map(Path, paths), self.workers)
+            chunks = self._chunks(map(Path, paths), decoders, decoding)
             if self.ensemble.device.type == "cpu":  # detection and classification would compete for the same cores
-                detected: Iterator[_Job] = map(self._detect, decoded)
+                detected: Iterator[_Chunk] = map(self._detect, chunks)
             else:
-                detected = _map_ahead(detectors, self._detect, decoded, 1)
-            yield from self._classify(detected)
-        except torch.OutOfMemoryError:
-            raise ScoreError("the device is out of memory. Lower --batch-size or use --device cpu") from None
+                detected = _map_ahead(detecting, self._detect, chunks, 1)
+            yield from map(self._result, self._classify(detected))
         finally:
-            for pool in (decoders, detectors):
+            for decoder in decoders:
+                decoder.kill()  # ends a thread's wait for the next frame
+            for pool in (decoding, detecting):
                 pool.shutdown(cancel_futures=True)
 
-    def _decode(self, path: Path) -> _Job:
-        job, start = _Job(path), time.perf_counter()
-        try:
-            job.clip = Clip(path)
-            job.frames = sample_frames(job.clip, self.frames)
-            job.size = job.frames[0].image.shape[1::-1]
-            job.shrunk = [self.detector.shrink(frame.image) for frame in job.frames]
-        except VideoError as error:
-            job.error = str(error)
-        except Exception as error:  # an unexpected error must not end the run for the other videos
-            log.exception("%s", path)
-            job.error = f"{path}: decoding failed ({error!r})"
-        job.frame_count = len(job.frames)
-        job.seconds += time.perf_counter() - start
-        return job
+    def _chunks(self, paths: Iterator[Path], decoders: Sequence[Decoder], pool: ThreadPoolExecutor) -> Iterator[_Chunk]:
+        """Yield the chunks of all videos in order. One chunk per decoder is read ahead, but not after a large one."""
+        idle = deque(decoders)
+        reading: deque[tuple[Iterator[_Chunk], Decoder, Future[_Chunk]]] = deque()
 
-    def _detect(self, job: _Job) -> _Job:
+        def start_idle() -> None:
+            while idle and (path := next(paths, None)):
+                chunks = self._decode(_Video(path), decoder := idle.popleft())
+                reading.append((chunks, decoder, pool.submit(next, chunks)))
+
+        start_idle()
+        while reading:
+            chunks, decoder, future = reading.popleft()
+            chunk = future.result()
+            is_large = chunk.is_large
+            if is_large:
+                yield chunk
+                return_freed_memory()
+            if chunk.last:
+                idle.append(decoder)
+                start_idle()
+            else:
+                reading.appendleft((chunks, decoder, pool.submit(next, chunks)))
+            if not is_large:
+                yield chunk
+
+    def _decode(self, video: _Video, decoder: Decoder) -> Iterator[_Chunk]:
+        """Yield the chunks of a video; at least the last one, which has no frames."""
         start = time.perf_counter()
+        starts_over = False
         try:
-            self._find_faces(job)
-        except torch.OutOfMemoryError:
+            video.info = decoder.open(video.path, self.frames)
+            while True:
+                try:
+                    for frames in self._chunk_frames(decoder.frames()):
+                        shrunk = [self.detector.shrink(frame.image) for frame in frames]
+                        yield _Chunk(video, frames, shrunk, [], time.perf_counter() - start, starts_over)
+                        start, starts_over = time.perf_counter(), False
+                    video.notes = decoder.notes
+                    break
+                except StartOver:
+                    starts_over = True
+        except VideoError as error:
+            video.fail("too_large" if error.status == "too_large" else "unreadable", str(error))
+        except Exception as error:  # an unexpected error must not end the run for the other videos
+            log.exception("%s", video.path)
+            video.fail("unreadable", f"{video.path}: decoding failed ({error!r})")
+        yield _Chunk(video, last=True)
+
+    def _chunk_frames(self, frames: Iterator[SampledFrame]) -> Iterator[list[SampledFrame]]:
+        return chunk_frames(frames, self.frames, CHUNK_BYTES.get(self.ensemble.device.type, GPU_CHUNK_BYTES))
+
+    def _detect(self, chunk: _Chunk) -> _Chunk:
+        """Detect the faces in the frames of a chunk."""
+        video, start = chunk.video, time.perf_counter()
+        if not chunk.frames or video.status != "ok":
+            return chunk
+        try:
+            with device_errors("Lower --workers or use --device cpu"):
+                chunk.faces = self.detector.detect([frame.image for frame in chunk.frames], chunk.shrunk)
+        except UserError:  # the device fails, and would fail for the other videos
             raise
         except Exception as error:
-            log.exception("%s", job.path)
-            job.error = f"{job.path}: face detection failed ({error!r})"
-            job.faces = []
-        job.frames, job.shrunk = [], []
-        job.seconds += time.perf_counter() - start
-        return job
+            log.exception("%s", video.path)
+            video.fail("unreadable", f"{video.path}: face detection failed ({error!r})")
+        chunk.shrunk = []
+        chunk.seconds += time.perf_counter() - start
+        return chunk
 
-    def _find_faces(self, job: _Job) -> None:
-        images = [frame.image for frame in job.frames]
-        specs = self.ensemble.crop_specs
-        job.crops = {spec: [] for spec in specs}
-        for frame, faces in zip(job.frames, self.detector.detect(images, job.shrunk), strict=True):
+    def _classify(self, chunks: Iterable[_Chunk]) -> Iterator[_Video]:
+        """Score the faces of all chunks in batches. Yield the videos in order as they are finished."""
+        videos: deque[_Video] = deque()
+        waiting: deque[_Crops] = deque()
+        for chunk in chunks:
+            video = chunk.video
+            if not videos or videos[-1] is not video:
+                videos.append(video)
+            if chunk.starts_over:
+                waiting = deque(crops for crops in waiting if crops.video is not video)
+                video.faces, video.scores, video.frames = [], [], 0
+            for crops in self._crop(chunk):
+                waiting.append(crops)
+                if len(waiting) == self.batch_size:
+                    self._score(waiting)
+            chunk.frames.clear()  # the loops that produce chunks still refer to this one
+            video.complete, video.seconds = chunk.last, video.seconds + chunk.seconds
+            if len(videos) > MAX_WAITING:
+                self._score(waiting)
+            while videos and videos[0].finished:
+                yield videos.popleft()
+        self._score(waiting)
+        yield from videos
+
+    def _crop(self, chunk: _Chunk) -> Iterator[_Crops]:
+        """Add the faces of a chunk to its video and yield their crops, one face at a time: a crowd has thousands."""
+        video, specs = chunk.video, self.ensemble.crop_specs
+        video.frames += len(chunk.frames)
+        for frame, faces in zip(chunk.frames, chunk.faces or [[] for _ in chunk.frames], strict=True):
+            video.size = video.size or frame.image.shape[1::-1]
             for face in faces:
                 crops = [cut(frame.image, spec.rule.window(face.box)) for spec in specs]
                 inside = [crop for crop in crops if crop is not None]
                 if len(inside) < len(specs):  # the box lies outside the frame
                     continue
-                job.faces.append((frame.index, face))
-                for spec, crop in zip(specs, inside, strict=True):
-                    job.crops[spec].append(center_in_square(resize_longer_side(crop, spec.size), spec.size))
+                video.faces.append((frame.index, frame.time, face))
+                squares = (
+                    center_in_square(resize_longer_side(crop, spec.size), spec.size)
+                    for spec, crop in zip(specs, inside, strict=True)
+                )
+                yield _Crops(video, dict(zip(specs, squares, strict=True)))
 
-    def _classify(self, jobs: Iterable[_Job]) -> Iterator[VideoScore]:
-        """Score the jobs' faces in batches and yield the results in the order of the jobs."""
-        waiting: deque[_Job] = deque()
-        faces: deque[tuple[_Job, int]] = deque()  # not scored yet: the job and the face's index in it
-        for job in jobs:
-            waiting.append(job)
-            faces.extend((job, index) for index in range(len(job.faces)))
-            while len(faces) >= self.batch_size:
-                self._score([faces.popleft() for _ in range(self.batch_size)])
-            if len(waiting) > self.batch_size:  # limits the number of videos that wait for a full batch
-                self._score([faces.popleft() for _ in range(len(faces))])
-            while waiting and waiting[0].finished:
-                yield self._result(waiting.popleft())
-        self._score(list(faces))
-        yield from map(self._result, waiting)
-
-    def _score(self, faces: list[tuple[_Job, int]]) -> None:
-        """Score a batch of faces and add the scores to their jobs."""
-        if not faces:
+    def _score(self, waiting: deque[_Crops]) -> None:
+        """Score the waiting faces as one batch and add the scores to their videos."""
+        if not waiting:
             return
         start = time.perf_counter()
-        batch = {spec: np.stack([job.crops[spec][index] for job, index in faces]) for spec in self.ensemble.crop_specs}
-        for (job, _), scores in zip(faces, self.ensemble.score(batch), strict=True):
-            job.scores.append(scores)
-            job.seconds += (time.perf_counter() - start) / len(faces)
+        batch = {spec: np.stack([face.crops[spec] for face in waiting]) for spec in self.ensemble.crop_specs}
+        with device_errors("Lower --batch-size or use --device cpu"):
+            scores = self.ensemble.score(batch)
+        for (video, _), row in zip(waiting, scores, strict=True):
+            video.scores.append(row)
+            video.seconds += (time.perf_counter() - start) / len(waiting)
+        waiting.clear()
 
-    def _result(self, job: _Job) -> VideoScore:
-        result = VideoScore(job.path, "ok", frames=job.frame_count, seconds=round(job.seconds, 3))
-        if job.clip and job.size:
-            result.fps, result.duration = round(float(job.clip.rate), 3), round(job.clip.duration, 3)
-            result.width, result.height = job.size
-        if job.error:
-            result.status, result.message = "unreadable", job.error
-        elif not job.faces:
-            result.status, result.message = "no_face", f"no face in {job.frame_count} frames"
-        else:
-            scores = np.stack(job.scores)
-            result.score = float(np.mean([self.aggregate(column) for column in scores.T]))
-            result.faces = [
-                self._face(job, index, face, row) for (index, face), row in zip(job.faces, scores, strict=True)
-            ]
+    def _result(self, video: _Video) -> VideoScore:
+        result = VideoScore(
+            video.path, video.status, video.message, video.notes, frames=video.frames, seconds=round(video.seconds, 3)
+        )
+        if video.info and video.size:
+            result.fps, result.duration = round(video.info.fps, 3), round(video.info.duration, 3)
+            result.width, result.height = video.size
+        if video.status != "ok":
+            return result
+        if not video.faces:
+            result.status, result.message = "no_face", f"no face in {video.frames} frames"
+            return result
+        scores = np.stack(video.scores)
+        result.score = float(np.mean([self.aggregate(column) for column in scores.T]))
+        faces = zip(video.faces, scores, strict=True)
+        result.faces = [self._face(*face, row) for face, row in sorted(faces, key=lambda pair: pair[0][0])]
         return result
 
-    def _face(self, job: _Job, index: int, face: Face, scores: np.ndarray) -> dict[str, Any]:
-        """Return a face's entry in --details. Its time is relative to the first frame."""
-        times = job.clip.times if job.clip else []
+    def _face(self, index: int, seconds: float, face: Face, scores: np.ndarray) -> dict[str, Any]:
+        """Return a face's entry in --details."""
         return {
             "frame": index,
-            "time": round(times[index] - times[0], 3),
+            "time": round(seconds, 3),
             "box": [round(float(corner), 2) for corner in face.box],
             "probability": face.probability,  # kept for scripts that read it; easily mistaken for the score
             "detector_confidence": face.probability,

@@ -7,15 +7,18 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from common import __version__
 from common.errors import UserError
-from common.files import atomic_write, make_folder
+from common.files import atomic_write, make_folder, temporary_path
 from common.journal import Journal, stamp_of
 from common.text import abbreviate, plural
 from preprocessing.layout import VIDEO_SUFFIXES
@@ -23,9 +26,11 @@ from preprocessing.layout import VIDEO_SUFFIXES
 if TYPE_CHECKING:
     from inference.predictor import Predictor, VideoScore
 
-STATUSES = ("ok", "no_face", "unreadable")
+# Statuses of videos that were read. Videos with another status have failed, and the next run tries them again.
+READ = ("ok", "no_face")
+STATUSES = (*READ, "unreadable", "too_large")
 # Increase this when scores or records change, so that old records are not mixed with new ones.
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +39,22 @@ class UsageError(UserError):
     """Arguments that name missing or unsuitable files."""
 
 
-def find_videos(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the videos, by name and sorted, and the names of the other files.
+class Found(NamedTuple):
+    """What a folder contains.
 
-    A name is the path relative to the folder, with forward slashes.
+    Attributes:
+        videos: path by name, sorted by name; also broken links, pipes and devices that are named like a video.
+        others: names of the other files.
+        unlisted: reason by name of the subfolders that cannot be listed.
+    """
+
+    videos: dict[str, Path]
+    others: list[str]
+    unlisted: dict[str, str]
+
+
+def find_videos(path: Path) -> Found:
+    """Find the videos without opening any file. A name is the path relative to the folder, with forward slashes.
 
     Args:
         path: a folder, searched with its subfolders, or one video.
@@ -45,17 +62,67 @@ def find_videos(path: Path) -> tuple[dict[str, Path], list[str]]:
     Raises:
         UsageError: the path does not exist, is a file of another kind or contains no video.
     """
-    if path.is_file():
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise UsageError(f"{path}: is not a video (expected {_suffixes()}). Choose a video or a folder of videos")
-        return {path.name: path}, []
-    if not path.is_dir():
-        raise UsageError(f"{path}: no such file or folder. Choose a video or a folder of videos")
-    files = {file.relative_to(path).as_posix(): file for file in _files_under(path, set())}
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}. Choose a video or a folder of videos") from None
+    if stat.S_ISDIR(mode):
+        return _find_in_folder(path)
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path}: is not a regular file. Choose a video or a folder of videos")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UsageError(f"{path}: is not a video (expected {_suffixes()}). Choose a video or a folder of videos")
+    return Found({path.name: path}, [], {})
+
+
+def _find_in_folder(path: Path) -> Found:
+    paths, reasons = _walk(path)
+    if path in reasons:
+        raise UsageError(f"{path}: cannot be listed ({reasons[path]}). Change its permissions or choose another folder")
+    files = {file.relative_to(path).as_posix(): file for file in paths}
+    unlisted = {folder.relative_to(path).as_posix(): reasons[folder] for folder in sorted(reasons)}
     videos = {name: files[name] for name in sorted(files) if files[name].suffix.lower() in VIDEO_SUFFIXES}
     if not videos:
-        raise UsageError(f"{path}: contains no video ({_suffixes()}). Choose another folder")
-    return videos, sorted(files.keys() - videos.keys())
+        but = f", but cannot list {abbreviate(list(unlisted))}" if unlisted else ""
+        raise UsageError(f"{path}: contains no video ({_suffixes()}){but}. Choose another folder")
+    return Found(videos, sorted(files.keys() - videos.keys()), unlisted)
+
+
+def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return everything below a folder that is not a folder, and the reason for each folder that cannot be listed.
+
+    Links to folders are followed, but each folder is listed once, preferably under its own name.
+    """
+    files: list[Path] = []
+    unlisted: dict[Path, str] = {}
+    seen = set()
+    todo = deque([folder])
+    while todo:
+        current = todo.popleft()
+        try:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if not _is_folder(entry):
+                        files.append(Path(entry.path))
+                    elif entry.is_symlink():
+                        todo.append(Path(entry.path))
+                    else:
+                        todo.appendleft(Path(entry.path))
+        except OSError as error:
+            unlisted[current] = error.strerror or str(error)
+    return files, unlisted
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder or a link to one. A link that leads nowhere is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def find_checkpoints(models: Sequence[str], weights_dir: Path) -> list[Path]:
@@ -77,19 +144,31 @@ def check_outputs(outputs: Sequence[Path], videos: dict[str, Path]) -> None:
         UsageError: an output is not a file or would overwrite something.
         OutputError: an output's folder cannot be created or written to.
     """
-    taken = {path.resolve() for path in videos.values()}
+    taken = {os.path.realpath(path) for path in videos.values()}
     for path in outputs:
+        if not path.name or path.is_dir() or temporary_path(path).is_dir():
+            raise UsageError(f"{path}: is a folder. Choose a file name for the output")
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: is not a file. Choose a file name for the output")
-        if path.resolve() in taken:
+            raise UsageError(f"{path}: is not a regular file. Choose a file name for the output")
+        written = {os.path.realpath(path), os.path.realpath(temporary_path(path))}
+        if written & taken:
             raise UsageError(f"{path}: would overwrite a video or another output. Choose another name")
-        taken.add(path.resolve())
+        taken |= written
         make_folder(path.parent)
 
 
 def journal_path(output: Path) -> Path:
-    """Return the path of the status records of a submission."""
+    """Return the path of the status records of a submission. Raises UsageError."""
+    if not output.name:
+        raise UsageError(f"{output}: is a folder. Choose a file name for the output")
     return output.with_name(f"{output.name}.progress.jsonl")
+
+
+def is_record(name: str, record: dict[str, Any]) -> bool:
+    """Return whether a record of the progress file is complete enough for the outputs."""
+    score = record.get("score")
+    is_score = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
+    return is_score and record.get("filename") == name and record.get("status") in READ
 
 
 def score_videos(videos: dict[str, Path], predictor: Predictor, journal: Journal) -> list[dict[str, Any]]:
@@ -106,7 +185,7 @@ def score_videos(videos: dict[str, Path], predictor: Predictor, journal: Journal
             scored[name] = to_record(name, result)
             if result.status != "ok":
                 log.warning("%s: %s", name, result.message.removeprefix(f"{result.path}: "))
-            if result.status != "unreadable":  # the next run tries these again
+            if result.status in READ:
                 journal.add(name, stamps[name], scored[name])
             progress.update()
     return [{**finished, **scored}[name] for name in videos]
@@ -118,6 +197,7 @@ def to_record(name: str, result: VideoScore) -> dict[str, Any]:
         "filename": name,
         "status": result.status,
         "message": result.message,
+        "notes": result.notes,
         "score": result.score,
         "frames": result.frames,
         "fps": result.fps,
@@ -133,11 +213,8 @@ def to_record(name: str, result: VideoScore) -> dict[str, Any]:
 
 def write_submission(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write the CSV with the columns filename and label. Raises OutputError."""
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("filename", "label"))
-    rows.writerows((record["filename"], record["score"]) for record in records)
-    atomic_write(path, table.getvalue())
+    rows = [("filename", "label"), *((record["filename"], record["score"]) for record in records)]
+    atomic_write(path, "".join(map(_csv_line, rows)))
 
 
 def write_details(path: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -145,18 +222,22 @@ def write_details(path: Path, records: Sequence[dict[str, Any]]) -> None:
     atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def summarize(records: Sequence[dict[str, Any]]) -> str:
-    """Return a line with the number of videos per status and the names of the unreadable ones."""
-    names = {status: [r["filename"] for r in records if r["status"] == status] for status in STATUSES}
-    parts = [f"{len(names[status])} {status.replace('_', ' ')}" for status in STATUSES if names[status]]
-    return ", ".join(parts) + (f": {abbreviate(names['unreadable'])}" if names["unreadable"] else "")
+def summarize(records: Sequence[dict[str, Any]], unlisted: Mapping[str, str]) -> str:
+    """Return a line with the number of videos per status, the names of those that failed and the unlisted folders."""
+    counts = Counter(record["status"] for record in records)
+    parts = [f"{counts[status]} {status.replace('_', ' ')}" for status in STATUSES if counts[status]]
+    parts += [f"{plural(len(unlisted), 'folder')} not listed"] if unlisted else []
+    failed = [record["filename"] for record in records if record["status"] not in READ] + list(unlisted)
+    return ", ".join(parts) + (f": {abbreviate(failed)}" if failed else "")
 
 
-def log_start(videos: dict[str, Path], others: Sequence[str], models: Sequence[str], where: str) -> None:
-    """Log the number of videos, the skipped files, the models and where they run."""
-    if others:
-        log.info("skipped, not videos: %s", abbreviate(others))
-    log.info("%s, %s on %s", plural(len(videos), "video"), abbreviate(models), where)
+def log_start(found: Found, models: Sequence[str], where: str) -> None:
+    """Log the number of videos, the skipped files and folders, the models and where they run."""
+    for name, reason in found.unlisted.items():
+        log.warning("%s: the folder cannot be listed (%s). The videos in it are left out", name, reason)
+    if found.others:
+        log.info("skipped, not videos: %s", abbreviate(found.others))
+    log.info("%s, %s on %s", plural(len(found.videos), "video"), abbreviate(models), where)
 
 
 def sha256(path: Path) -> str:
@@ -165,17 +246,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _csv_line(row: tuple) -> str:
+    """Format a row. Fields with a line break are quoted; with its lineterminator "\\n", csv does not quote "\\r"."""
+    line = io.StringIO()
+    csv.writer(line).writerow(row)
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
 def _suffixes() -> str:
     return ", ".join(sorted(VIDEO_SUFFIXES))
-
-
-def _files_under(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Yield all files and broken links below a folder; follow links to folders, but visit each folder once."""
-    if folder.resolve() in seen:
-        return
-    seen.add(folder.resolve())
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files_under(path, seen)
-        elif path.is_file() or path.is_symlink():
-            yield path

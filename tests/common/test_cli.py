@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +88,89 @@ def test_expected_errors_are_one_line(
     assert message.startswith("error: ")
     assert "some.file" in message
     assert caplog.records[0].exc_info is None
+
+
+def test_os_errors_start_with_the_path(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def fail(_: argparse.Namespace) -> int:
+        raise OSError(18, "Invalid cross-device link", "some.file", None, "other.file")
+
+    assert run_main(monkeypatch, program=fail) == 2
+    assert caplog.messages == ["error: some.file -> other.file: Invalid cross-device link"]
+
+
+@pytest.mark.parametrize("options", [(), ("workers",), ("workers", "batch_size")])
+def test_lack_of_memory_is_an_error_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, options: tuple[str, ...]
+):
+    def fail(args: argparse.Namespace) -> int:
+        vars(args).update(dict.fromkeys(options, 1))
+        raise MemoryError
+
+    assert run_main(monkeypatch, program=fail) == 2
+    [message] = caplog.messages
+    assert message.startswith("error: out of memory. Use ")
+    assert ("--workers" in message, "--batch-size" in message) == ("workers" in options, "batch_size" in options)
+
+
+PROGRAM = r"""
+import logging
+from common import cli
+from common.errors import UserError
+
+def program(args):
+    print("output")
+    logging.getLogger().info("%s: skipped", args.name)
+    try:
+        raise ValueError(args.name)
+    except ValueError:
+        logging.getLogger().exception("unexpected")
+    raise UserError(f"{args.name}: is damaged") if args.fail else SystemExit(0) if args.leave else None
+
+parser = cli.make_parser("Do something.")
+parser.add_argument("--name", default="")
+parser.add_argument("--number", type=cli.finite)
+parser.add_argument("--fail", action="store_true")
+parser.add_argument("--leave", action="store_true")
+cli.main(program, parser)
+"""
+NAME = "\x1b[2J\u202e\rname.mp4"
+
+
+def run_program(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
+    """Run PROGRAM in a process of its own, because pytest handles log records itself."""
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=root, timeout=60, **options)
+
+
+@pytest.mark.parametrize("arguments", [("--fail",), ("--leave",), ("--number", NAME), ("--nonsense",)])
+def test_names_cannot_control_the_terminal(arguments: tuple[str, ...]):
+    errors = run_program("--name", NAME, *arguments, NAME, capture_output=True).stderr.decode()
+    errors += run_program("--name", NAME, *arguments, capture_output=True).stderr.decode()
+    assert r"\x1b[2J\u202e\rname.mp4" in errors
+    assert not set("\x1b\u202e\r") & set(errors)
+
+
+def test_error_is_one_line_whatever_the_name():
+    done = run_program("--name", "a\nb", "--fail", capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines()[-1] == r"error: a\nb: is damaged"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_an_error(unbuffered: str):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        done = run_program("--fail", stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 2
+    *_, last = done.stderr.decode().splitlines()
+    assert last.startswith("error: standard output")
+
+
+def test_finite():
+    assert cli.finite("1.5") == 1.5
+    for text in ("nan", "-inf", "1e999"):
+        with pytest.raises(argparse.ArgumentTypeError, match=text):
+            cli.finite(text)
 
 
 def test_unexpected_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch):

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from common.files import OutputError, atomic_file, atomic_folder, atomic_write, make_folder, remove
+from common.files import (
+    OutputError,
+    append,
+    atomic_file,
+    atomic_folder,
+    atomic_write,
+    lock,
+    make_folder,
+    remove,
+    temporary_path,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -58,6 +72,111 @@ def test_atomic_folder_removes_leftovers_of_a_killed_run(tmp_path: Path):
         (folder / "1").touch()
     assert names(tmp_path) == ["clip"]
     assert names(tmp_path / "clip") == ["1"]
+
+
+def test_temporary_file_is_new(tmp_path: Path):
+    """What is at its name, such as a link to another file or a named pipe, is not written to."""
+    path, other = tmp_path / "a.csv", tmp_path / "other"
+    other.write_text("other")
+    temporary_path(path).symlink_to(other)
+    atomic_write(path, "first")
+    os.mkfifo(temporary_path(path))
+    atomic_write(path, "second")
+    temporary_path(path).write_text("left by a killed run")
+    atomic_write(path, "third")
+    assert (path.read_text(), other.read_text()) == ("third", "other")
+    assert names(tmp_path) == ["a.csv", "other"]
+
+
+def test_outputs_of_similar_names_do_not_collide(tmp_path: Path):
+    with atomic_file(tmp_path / "a.csv.part") as first, atomic_file(tmp_path / "a.csv") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a.csv.part").read_text() == "first"
+    assert (tmp_path / "a.csv").read_text() == "second"
+
+
+def test_atomic_folder_replaces_links_and_files(tmp_path: Path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").touch()
+    for leftover in (".clip.part", ".clip.old", "clip"):
+        (tmp_path / leftover).symlink_to(other)
+    with atomic_folder(tmp_path / "clip") as folder:
+        (folder / "1").touch()
+    assert names(tmp_path) == ["clip", "other"]
+    assert (names(tmp_path / "clip"), names(other)) == (["1"], ["file"])
+
+
+def test_full_disk_names_the_file_and_the_remedy(tmp_path: Path):
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=f"{tmp_path}/full: .*[Ff]ree"):
+        append(tmp_path / "full", b"line")
+    append(tmp_path / "log", b"1\n")
+    append(tmp_path / "log", b"2\n")
+    assert (tmp_path / "log").read_bytes() == b"1\n2\n"
+
+
+def add_one(path: Path, output: Path) -> None:
+    """Add 1 to the number in a file, slowly."""
+    with lock(output):
+        number = int(path.read_text())
+        time.sleep(0.1)
+        path.write_text(str(number + 1))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_lock_admits_one_process_at_a_time(tmp_path: Path, kind: str):
+    """Also when the lock file is removed while several processes wait for it."""
+    output = tmp_path / "output"
+    if kind == "folder":
+        output.mkdir()
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=add_one, args=(counter, output)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert counter.read_text() == "8"
+    assert names(tmp_path) == (["counter", "output"] if kind == "folder" else ["counter"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_lock_says_that_it_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str):
+    output = tmp_path / "output"
+    if kind == "folder":
+        output.mkdir()
+    entered = threading.Event()
+
+    def second() -> None:
+        with lock(output):
+            entered.set()
+
+    with lock(output):
+        thread = threading.Thread(target=second, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert str(output) in caplog.text
+        assert not entered.is_set()
+        with lock(tmp_path / "another"):  # in the same folder
+            pass
+    thread.join(60)
+    assert entered.is_set()
+
+
+def test_lock_of_a_killed_process_is_released(tmp_path: Path):
+    (tmp_path / ".output.lock").touch()
+    with lock(tmp_path / "output"):
+        pass
+    assert names(tmp_path) == []
+    (tmp_path / ".output.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=str(tmp_path / "output")), lock(tmp_path / "output"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_errors_name_the_output(tmp_path: Path):

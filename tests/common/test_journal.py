@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from common.journal import Journal, last_settings, stamp_of
+from common.files import OutputError
+from common.journal import Journal, JournalError, last_settings, stamp_of
 
 RECORD = {"status": "ok", "message": "", "counts": {"crops": 4}, "seconds": 0.5}
 # Written by this project before it had a version number.
@@ -71,23 +74,112 @@ def test_reads_journals_of_earlier_versions(tmp_path: Path):
     assert path.read_text() == OLD_JOURNAL
 
 
-@pytest.mark.parametrize("rest", ['{"clip": "b", "sta', "[]", "{}", '{"clip": 7}', "\0\0\0", "[" * 10**5])
-def test_reads_up_to_a_damaged_line(tmp_path: Path, rest: str):
+DAMAGED = ["[]", "{}", '{"clip": 7}', "\0\0\0", "[" * 10**5, '{"clip": "b", "sta', '{"settings": 3}', "\ufeff{}"]
+
+
+@pytest.mark.parametrize("rest", DAMAGED)
+def test_ignores_the_rest_of_a_killed_write(tmp_path: Path, caplog: pytest.LogCaptureFixture, rest: str):
     path = tmp_path / "j.jsonl"
-    path.write_text(OLD_JOURNAL + rest + "\n")
+    path.write_text(OLD_JOURNAL + rest)
     journal = Journal(path, OLD_SETTINGS)
     assert journal.get("a", OLD_STAMP) == OLD_RECORD
     journal.add("c", [], RECORD)
     assert Journal(path, OLD_SETTINGS).get("c", []) == RECORD  # not appended to half a line
+    assert not caplog.messages
+    assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
 
 
-@pytest.mark.parametrize("content", ["", "text", "[1]\n", '{"settings": 3}\n'])
-def test_starts_over_with_a_file_that_is_no_journal(tmp_path: Path, content: str):
+@pytest.mark.parametrize("damaged", DAMAGED)
+@pytest.mark.parametrize("position", [1, 2, 3])
+def test_keeps_every_line_that_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str, position: int):
+    """The damaged file is kept, too, and also that of an earlier time."""
     path = tmp_path / "j.jsonl"
-    path.write_text(content)
-    journal = Journal(path, {})
-    journal.add("a", [], RECORD)
+    lines = OLD_JOURNAL.splitlines()
+    content = "".join(f"{line}\n" for line in (*lines[:position], damaged, *lines[position:], damaged))
+    for number in (1, 2):
+        path.write_text(content)
+        caplog.clear()
+        journal = Journal(path, OLD_SETTINGS)
+        assert journal.get("a", OLD_STAMP) == OLD_RECORD
+        assert journal.get("bad", [[1, 1795478377642610766], None])["status"] == "unreadable"
+        assert path.read_text() == OLD_JOURNAL
+        copy = tmp_path / ("j.jsonl.damaged" if number == 1 else "j.jsonl.damaged.2")
+        assert copy.read_text() == content
+        [message] = caplog.messages
+        assert "2 damaged lines" in message
+        assert message.endswith(str(copy))
+    Journal(path, OLD_SETTINGS)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_records_behind_damaged_settings_are_used(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "j.jsonl"
+    path.write_text(OLD_JOURNAL[1:])
+    assert last_settings(path) == {}
+    journal = Journal(path, OLD_SETTINGS)
+    assert journal.changed == []
+    assert journal.get("a", OLD_STAMP) == OLD_RECORD
+    assert "1 damaged line;" in caplog.text
+    assert path.read_text() == OLD_JOURNAL
+    assert last_settings(path) == OLD_SETTINGS
+
+
+def test_incomplete_records_count_as_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Only those with the current settings: records of other versions may differ."""
+    path = tmp_path / "j.jsonl"
+    Journal(path, {"version": 1}).add("a", [], {"old": 1})
+    journal = Journal(path, {"version": 2})
+    journal.add("a", [], {"status": "ok", "clip": "a"})
+    journal.add("b", [], {"status": "ok", "clip": "c"})
+    journal.add("c", [], {"status": "ok", "clip": "c"})
+    journal = Journal(path, {"version": 2}, is_valid=lambda clip, record: record.get("clip") == clip)
+    assert [journal.get(clip, []) is not None for clip in "abc"] == [True, False, True]
+    assert "1 damaged line;" in caplog.text
+    caplog.clear()
+    Journal(path, {"version": 1}, is_valid=lambda _clip, record: "old" in record)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("content", [b"text", b"text\n", b"[1]\n", b'{"settings": 3}\n', bytes(range(256)), bytes(99)])
+def test_file_that_is_no_journal_is_an_error(tmp_path: Path, content: bytes):
+    """It may be something else, so only --overwrite replaces it."""
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(content)
+    assert last_settings(path) == {}
+    with pytest.raises(JournalError, match=re.escape(str(path))):
+        Journal(path, {})
+    assert path.read_bytes() == content
+    Journal(path, {}, overwrite=True).add("a", [], RECORD)
     assert Journal(path, {}).get("a", []) == RECORD
+
+
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_empty_file_is_a_new_journal(tmp_path: Path, content: bytes):
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(content)
+    Journal(path, {}).add("a", [], RECORD)
+    assert Journal(path, {}).get("a", []) == RECORD
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str, overwrite: bool):
+    path = tmp_path / "j.jsonl"
+    {"folder": Path.mkdir, "pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero")}[kind](path)
+    before = path.lstat()
+    assert last_settings(path) == {}
+    with pytest.raises(JournalError, match=re.escape(str(path))):
+        Journal(path, {}, overwrite)
+    assert path.lstat() == before
+
+
+def test_full_disk_is_an_output_error(tmp_path: Path):
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path, {})
+    path.unlink()
+    path.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=re.escape(str(path))):
+        journal.add("a", [], RECORD)
 
 
 def test_stamps(tmp_path: Path):

@@ -14,7 +14,7 @@ from inference.ensemble import CropSpec, Ensemble, ScoreError
 from preprocessing.crops import MarginCrop
 from tests.support import golden
 from tests.support.checkpoints import LITE0
-from training.tools.checkpoint import Recipe, load_network, save_checkpoint
+from training.tools.checkpoint import CheckpointError, Recipe, load_network, save_checkpoint
 from training.zoo import build_network
 
 B7_SPEC = CropSpec(MarginCrop(), 380)
@@ -106,6 +106,25 @@ def test_infinite_logit_is_an_error(tmp_path: Path, small_crops: np.ndarray, bia
         Ensemble([tmp_path / "huge.pt"], "cpu", "float16").score({LITE0_SPEC: small_crops[:1]})
 
 
+def test_infinite_logit_in_float32_is_not_blamed_on_the_precision(tmp_path: Path, small_crops: np.ndarray):
+    """Finite weights can overflow in float32, too."""
+    state = golden.fill(build_network("DeepFakeClassifier", LITE0.encoder)).state_dict()
+    state["fc.weight"] = torch.full_like(state["fc.weight"], 3e38)
+    save_checkpoint(tmp_path / "huge.pt", state, LITE0)
+    with pytest.raises(ScoreError, match=r"^huge: .*another checkpoint") as error:
+        Ensemble([tmp_path / "huge.pt"], "cpu", "float32").score({LITE0_SPEC: small_crops[:1]})
+    assert "--precision" not in str(error.value)
+
+
+@pytest.mark.parametrize("std", [1e-30, 1e-50])
+def test_bad_normalization_is_an_error_of_the_checkpoint(tmp_path: Path, std: float):
+    """Infinite scores were answered with --precision float32, which cannot help."""
+    state = golden.fill(build_network("DeepFakeClassifier", LITE0.encoder)).state_dict()
+    save_checkpoint(tmp_path / "odd.pt", state, Recipe(encoder=LITE0.encoder, std=(std,) * 3))
+    with pytest.raises(CheckpointError, match=r"odd\.pt: its recipe .*std: "):
+        Ensemble([tmp_path / "odd.pt"], "cpu", "float16")
+
+
 @pytest.mark.parametrize(
     ("device", "native_bfloat16", "expected"),
     [("cuda", False, "float16"), ("mps", True, "float32"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")],
@@ -114,6 +133,15 @@ def test_automatic_precision(monkeypatch: pytest.MonkeyPatch, device: str, nativ
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": native_bfloat16})
     assert choose_precision("auto", torch.device(device)) == expected
     assert choose_precision("bfloat16", torch.device(device)) == "bfloat16"
+
+
+def test_device_that_is_too_small_is_an_error(lite0: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("inference.ensemble.reduce_precision", fail)
+    with pytest.raises(DeviceError, match=r"out of memory .*2\.00 GiB.*--device cpu$"):
+        Ensemble([lite0], "cpu", "float32")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])

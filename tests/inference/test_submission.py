@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
+import socket
+import subprocess
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,8 @@ class FakePredictor:
             self.scored.append(path.name)
             size = path.stat().st_size
             status = ("unreadable", "no_face")[size] if size < 2 else "ok"
-            yield VideoScore(path, status, "" if size > 1 else f"{path}: nothing", size / 1000 if size > 1 else 0.5)
+            message = "" if size > 1 else f"{path}: nothing"
+            yield VideoScore(path, status, message, score=size / 1000 if size > 1 else 0.5)
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def videos(tmp_path: Path) -> dict[str, Path]:
 def score(videos: dict[str, Path], tmp_path: Path, **changes: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
     """Score with the same journal each time: the videos scored now, all records, the settings that changed."""
     predictor = FakePredictor()
-    journal = Journal(tmp_path / "progress.jsonl", {**SETTINGS, **changes})
+    journal = Journal(tmp_path / "progress.jsonl", {**SETTINGS, **changes}, is_valid=submission.is_record)
     return predictor.scored, submission.score_videos(videos, predictor, journal), journal.changed
 
 
@@ -55,11 +60,94 @@ def test_finds_videos_in_subfolders_once(tmp_path: Path):
         (tmp_path / name).touch()
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.avi").symlink_to(tmp_path / "nowhere")
-    found, others = submission.find_videos(tmp_path)
+    found, others, unlisted = submission.find_videos(tmp_path)
     assert list(found) == ["a.ts", "deep/c.mpg", "deep/er/b.m4v", "gone.avi", "z.MP4"]
     assert found["deep/c.mpg"] == tmp_path / "deep" / "c.mpg"
     assert others == ["cover.png", "deep/metadata.json"]
-    assert submission.find_videos(tmp_path / "a.ts") == ({"a.ts": tmp_path / "a.ts"}, [])
+    assert not unlisted
+    assert submission.find_videos(tmp_path / "a.ts") == ({"a.ts": tmp_path / "a.ts"}, [], {})
+
+
+def test_names_are_those_of_the_folders_not_of_the_links(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.mp4").touch()
+    for name in "az":
+        (tmp_path / name).symlink_to("real")
+    assert list(submission.find_videos(tmp_path).videos) == ["real/a.mp4"]
+
+
+def test_special_files_are_listed_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket is limited in length
+    for name in ("pipe", "pipe.mp4"):
+        os.mkfifo(name)
+    for name in ("socket", "socket.mkv"):
+        socket.socket(socket.AF_UNIX).bind(name)
+    links = {"loop": "loop", "loop.avi": "loop.avi", "zero.mov": "/dev/zero", "zero": "/dev/zero", "to.ts": "pipe"}
+    for name, target in links.items():
+        Path(name).symlink_to(target)
+    found = submission.find_videos(tmp_path)
+    assert list(found.videos) == ["loop.avi", "pipe.mp4", "socket.mkv", "to.ts", "zero.mov"]
+    assert found.others == ["loop", "pipe", "socket", "zero"]
+    submission.check_outputs([tmp_path / "s.csv"], found.videos)
+    for name in (*found.videos, *found.others, "loop/a.mp4"):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
+            submission.find_videos(tmp_path / name)
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Permissions do not apply to root, so become another user."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_folders_without_permission_do_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Listing needs the permission to read, and looking at what is inside needs the permission to search."""
+    modes = {"open": 0o755, "closed": 0o000, "names only": 0o444, "no list.mp4": 0o111}
+    for name in modes:
+        (tmp_path / name / "deeper").mkdir(parents=True)
+        (tmp_path / name / "a.mp4").touch()
+    for name, mode in modes.items():
+        (tmp_path / name).chmod(mode)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # the folders above are those of the first user
+    with without_privileges():
+        found = submission.find_videos(Path())
+        for name in ("closed", "no list.mp4", "closed/a.mp4"):
+            with pytest.raises(UserError, match=name):
+                submission.find_videos(Path(name))
+    for name in modes:
+        (tmp_path / name).chmod(0o755)
+    assert list(found.videos) == ["names only/a.mp4", "open/a.mp4"]
+    assert list(found.unlisted) == ["closed", "names only/deeper", "no list.mp4"]
+    assert set(found.unlisted.values()) == {"Permission denied"}
+
+
+@pytest.fixture
+def deep_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, which is removed after the test: shutil cannot remove deep folders."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(tmp_path)
+    subprocess.run(["rm", "-rf", "d"], check=True)
+
+
+def test_deep_folders(deep_folder: Path):
+    """Deeper than Python's recursion limit, and then longer than a path can be."""
+    for name in ("a.mp4", "b.mp4"):
+        for _ in range(1500):
+            Path("d").mkdir()
+            os.chdir("d")
+        Path(name).touch()
+    found = submission.find_videos(deep_folder)
+    assert list(found.videos) == ["d/" * 1500 + "a.mp4"]
+    assert list(found.unlisted.values()) == ["File name too long"]
 
 
 def test_resumes_with_the_unfinished_videos(videos: dict[str, Path], tmp_path: Path):
@@ -83,7 +171,7 @@ def test_resumes_with_the_unfinished_videos(videos: dict[str, Path], tmp_path: P
     assert not score(videos, tmp_path)[0]
 
 
-@pytest.mark.parametrize("changes", [{"strategy": "mean"}, {"models": ["def"]}, {"version": 4}])
+@pytest.mark.parametrize("changes", [{"strategy": "mean"}, {"models": ["def"]}, {"version": 5}])
 def test_starts_over_with_other_settings(videos: dict[str, Path], tmp_path: Path, changes: dict):
     score(videos, tmp_path)
     scored, _, changed = score(videos, tmp_path, **changes)
@@ -91,11 +179,30 @@ def test_starts_over_with_other_settings(videos: dict[str, Path], tmp_path: Path
     assert changed == list(changes)
 
 
-@pytest.mark.parametrize("content", [b"123\n", b"[]\n{}\n", b'{"settings": 5}\n', b"\xff\xfe\n", b""])
-def test_starts_over_if_the_progress_file_is_damaged(videos: dict[str, Path], tmp_path: Path, content: bytes):
-    (tmp_path / "progress.jsonl").write_bytes(content)
-    assert score(videos, tmp_path)[0] == list(videos)
-    assert score(videos, tmp_path)[0] == ["b.mp4"]
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"score": 0.1', '"score": NaN'),
+        ('"score": 0.1', '"score": true'),
+        ('"score": 0.1', f'"score": {10**400}'),
+        ('"score": 0.1', '"scone": 0.1'),
+        ('"filename": "a.mp4"', '"filename": "z.mp4"'),
+        ('"status": "ok"', '"status": ["ok"]'),
+        ('{"clip": "a', '{"clip": "a"'),
+    ],
+)
+def test_scores_the_videos_of_damaged_records_again(
+    videos: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, after: str
+):
+    _, expected, _ = score(videos, tmp_path)
+    progress = tmp_path / "progress.jsonl"
+    content = progress.read_text()
+    assert before in content
+    progress.write_text(content.replace(before, after, 1))
+    scored, records, changed = score(videos, tmp_path)
+    assert (scored, records, changed) == (["a.mp4", "b.mp4"], expected, [])  # unreadable videos are tried again
+    assert f"{progress}: ignored 1 damaged line" in caplog.text
+    assert (tmp_path / "progress.jsonl.damaged").read_text() == content.replace(before, after, 1)
 
 
 def test_writes_csv_and_details(tmp_path: Path):
@@ -107,6 +214,32 @@ def test_writes_csv_and_details(tmp_path: Path):
     assert json.loads((tmp_path / "d.jsonl").read_text()) == records[0]
 
 
+def test_csv_keeps_every_name(tmp_path: Path):
+    names = ["a\nb.mp4", "a\rb.mp4", "\x1b[2J.mp4", "\u202eb.mp4", os.fsdecode(b"\xff.mp4"), '"', " a ", "\u2028"]
+    write = submission.write_submission
+    write(tmp_path / "s.csv", [submission.to_record(name, VideoScore(Path(name), "ok")) for name in names])
+    with (tmp_path / "s.csv").open(newline="", errors="surrogateescape") as file:
+        assert [row[0] for row in csv.reader(file)] == ["filename", *names]
+
+
+def test_summary_is_printable_and_counts_failures():
+    statuses = {"a.mp4": "ok", "\x1b[2J.mp4": "unreadable", "b.mp4": "no_face", "c\n.mp4": "too_large"}
+    records = [submission.to_record(name, VideoScore(Path(name), status)) for name, status in statuses.items()]
+    expected = r"1 ok, 1 no face, 1 unreadable, 1 too large, 1 folder not listed: \x1b[2J.mp4, c\n.mp4, sub\t"
+    assert submission.summarize(records, {"sub\t": "Permission denied"}) == expected
+    assert submission.summarize(records[:1], {}) == "1 ok"
+
+
+def test_videos_that_failed_are_tried_again(videos: dict[str, Path], tmp_path: Path):
+    class Limited(FakePredictor):
+        def predict(self, paths: Iterable[Path]) -> Iterator[VideoScore]:
+            return (VideoScore(path, "too_large", "too large") for path in paths)
+
+    journal = Journal(tmp_path / "progress.jsonl", SETTINGS)
+    submission.score_videos(videos, Limited(), journal)
+    assert score(videos, tmp_path)[0] == list(videos)
+
+
 def test_outputs_overwrite_neither_videos_nor_each_other(videos: dict[str, Path], tmp_path: Path):
     good = tmp_path / "new" / "s.csv"
     submission.check_outputs([good, tmp_path / "new" / "d.jsonl"], videos)
@@ -115,3 +248,19 @@ def test_outputs_overwrite_neither_videos_nor_each_other(videos: dict[str, Path]
     for outputs, named in (([video], video), ([good, good], good), ([tmp_path], tmp_path), ([video / "s.csv"], video)):
         with pytest.raises(UserError, match=re.escape(str(named))):
             submission.check_outputs(outputs, videos)
+    temporary = tmp_path / ".s.csv.part"
+    with pytest.raises(UserError, match=re.escape(str(temporary))):
+        submission.check_outputs([tmp_path / "s.csv", temporary], videos)
+
+
+@pytest.mark.parametrize("output", ["", ".", "..", "/", "folder", "pipe", "/dev/null", "a.mp4/s.csv", "a.mp4/b/s.csv"])
+def test_output_must_be_a_file(videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    named = Path(output).parent if output.startswith("a.mp4") else Path(output)
+    with pytest.raises(UserError, match=re.escape(str(named))):
+        submission.check_outputs([Path(output), submission.journal_path(Path(output))], videos)
+    submission.check_outputs([Path("link.csv")], videos)
+    Path("link.csv").symlink_to("link.csv")
+    submission.check_outputs([Path("link.csv")], videos)

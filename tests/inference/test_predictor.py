@@ -1,0 +1,131 @@
+"""Limits of the predictor: memory, latency, and failures of the device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from skimage.data import astronaut
+
+from common.device import DeviceError
+from inference import predictor
+from inference.ensemble import Ensemble
+from inference.predictor import MAX_WAITING, Predictor
+from preprocessing import sample_clips
+from preprocessing.faces import FaceDetector
+from tests.support.hostile_clips import HOSTILE, write_all
+
+ROOT = Path(__file__).parents[2]
+DEFAULT = ROOT / "weights" / "default_lite0.pt"
+MEMORY = 2 * 2**30
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> Ensemble:
+    return Ensemble([DEFAULT], "cpu", "float32")
+
+
+def test_answers_do_not_wait_for_a_huge_batch(ensemble: Ensemble, tmp_path: Path):
+    clip = sample_clips.face_clip(tmp_path / "clip.mp4", 1)
+    requested = 0
+
+    def paths() -> Iterator[Path]:
+        nonlocal requested
+        for _ in range(3 * MAX_WAITING):
+            requested += 1
+            yield clip
+
+    results = Predictor(ensemble, FaceDetector(), workers=1, batch_size=10**5).predict(paths())
+    assert next(results).status == "ok"
+    assert requested <= MAX_WAITING + 3
+    assert len({result.score for result in results}) == 1
+
+
+def test_chunks_change_no_score(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
+    def scores() -> list:
+        [result] = Predictor(ensemble, FaceDetector(), frames=8).predict([face_video])
+        return [(face["frame"], face["box"], face["scores"]) for face in result.faces]
+
+    whole = scores()
+    assert len(whole) == 8
+    monkeypatch.setitem(predictor.CHUNK_BYTES, "cpu", 1)
+    assert scores() == whole
+    monkeypatch.setattr(predictor, "LARGE_FRAME", 1)
+    assert scores() == whole
+
+
+def test_failure_of_the_device_ends_the_run(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
+    detector = FaceDetector()
+
+    def fail(*_: object) -> list:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(detector, "detect", fail)
+    with pytest.raises(DeviceError, match="illegal memory access"):
+        list(Predictor(ensemble, detector).predict([face_video]))
+
+
+def test_bug_in_the_detector_costs_one_video(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
+    detector = FaceDetector()
+    detect = detector.detect
+
+    def fail_once(*_: object) -> list:
+        monkeypatch.setattr(detector, "detect", detect)
+        raise ValueError("unexpected")
+
+    monkeypatch.setattr(detector, "detect", fail_once)
+    statuses = [result.status for result in Predictor(ensemble, detector, frames=2).predict([face_video] * 2)]
+    assert statuses == ["unreadable", "ok"]
+
+
+def memory_of(process: int) -> int:
+    """Return the resident memory of a process and its children in bytes."""
+    try:
+        total = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        return total + sum(memory_of(int(child)) for task in tasks for child in (task / "children").read_text().split())
+    except OSError:  # it has ended
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_memory_for_8k(tmp_path: Path):
+    picture = cv2.resize(astronaut(), (4320, 4320))
+    frames = sample_clips.moving(picture, 6, 7680, 4320)
+    sample_clips.write_clip(tmp_path / "videos.mp4", frames, preset="superfast")
+    command = [sys.executable, ROOT / "predict_folder.py", "--test-dir", tmp_path / "videos.mp4", "--workers", "1"]
+    program = subprocess.Popen([*command, "--output", tmp_path / "out.csv", "--details", tmp_path / "details.jsonl"])
+    peak = 0
+    while program.poll() is None:
+        peak = max(peak, memory_of(program.pid))
+        time.sleep(0.02)
+    assert program.returncode == 0
+    assert '"status": "ok"' in (tmp_path / "details.jsonl").read_text()
+    assert peak < MEMORY
+
+
+@pytest.mark.slow
+def test_hostile_folder(tmp_path: Path):
+    write_all(tmp_path / "videos")
+    command = [sys.executable, ROOT / "predict_folder.py", "--test-dir", tmp_path / "videos", "--frames", "4"]
+    command += ["--precision", "float32", "--output", tmp_path / "out.csv", "--details", tmp_path / "details.jsonl"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 3
+    assert "Traceback" not in finished.stderr
+    lines = (tmp_path / "details.jsonl").read_text().splitlines()
+    records = {record["filename"]: record for record in map(json.loads, lines)}
+    assert records.keys() >= HOSTILE.keys()
+    expected = {name: "unreadable" if clip.status == "missing" else clip.status for name, clip in HOSTILE.items()}
+    assert {name: records[name]["status"].replace("no_face", "ok") for name in HOSTILE} == expected
+    scores = [records[name]["score"] for name in HOSTILE if records[name]["status"] == "ok"]
+    assert len(scores) > 10
+    assert np.ptp(scores) < 0.2
