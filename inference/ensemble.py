@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common.device import choose_device, choose_precision
+from common.device import choose_device, choose_precision, device_errors
 from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
 from training.tools.checkpoint import Recipe, load_network
@@ -37,7 +37,7 @@ class CropSpec(NamedTuple):
 
 
 class ScoreError(UserError):
-    """The networks cannot score a batch: a score is not finite, or the device is out of memory."""
+    """The networks cannot score a batch: a score is not finite."""
 
 
 class Ensemble:
@@ -58,21 +58,21 @@ class Ensemble:
 
     Raises:
         CheckpointError: a checkpoint cannot be used.
-        DeviceError: the device is not available.
+        DeviceError: the device is not available, or too small for the networks.
     """
 
     def __init__(self, paths: Sequence[str | Path], device: str = "auto", precision: str = "auto"):
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        torch.backends.cudnn.allow_tf32 = False  # float32 means full precision; float16 is the fast choice
         self.names = _number_duplicates([Path(path).name.removesuffix(".pt") for path in paths])
         self.networks: list[nn.Module] = []
         self.recipes: list[Recipe] = []
         for path in paths:
             network, recipe = load_network(path)
-            fold_batch_norms(network)
-            network.to(self.device).to(memory_format=torch.channels_last)
-            reduce_precision(network, getattr(torch, self.precision))
+            with device_errors("Use fewer --models or --device cpu"):
+                fold_batch_norms(network)
+                network.to(self.device).to(memory_format=torch.channels_last)
+                reduce_precision(network, getattr(torch, self.precision))
             self.networks.append(network)
             self.recipes.append(recipe)
         self.crop_specs = list(dict.fromkeys(CropSpec(recipe.crop, recipe.size) for recipe in self.recipes))
@@ -104,7 +104,9 @@ class Ensemble:
         return np.stack(columns, axis=1)
 
     def _remedy(self) -> str:
-        return "Choose another checkpoint" if self.precision == "float32" else "Use --precision float32"
+        if self.precision == "float32":
+            return "Choose another checkpoint"
+        return "Use --precision float32, or another checkpoint if its scores are not finite there either"
 
 
 def fold_batch_norms(network: nn.Module) -> None:

@@ -16,7 +16,10 @@ DROPOUTS = ("face", "block", "none")
 HALVES = ("calibration", "report")
 # The margin of the crops that preprocessing writes is the face's size divided by this.
 PADDING_PART = 3
+MAX_PADDING_PART = 1000
 MAX_WORKERS = 8
+# Largest seed of PyTorch's generator.
+MAX_SEED = 2**64 - 1
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +49,15 @@ def parse_change(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+    except RecursionError:
+        raise argparse.ArgumentTypeError(f"{key}: the value is nested too deeply") from None
+
+
+def seed(text: str) -> int:
+    """Argument type: a seed of PyTorch's generator."""
+    if not 0 <= int(text) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is not an integer from 0 to {MAX_SEED}")
+    return int(text)
 
 
 def label_smoothing(text: str) -> float:
@@ -56,7 +68,9 @@ def label_smoothing(text: str) -> float:
 
 
 def padding_part(text: str) -> int:
-    """Argument type: an integer of at least PADDING_PART."""
+    """Argument type: an integer from PADDING_PART to MAX_PADDING_PART."""
     if int(text) < PADDING_PART:
         raise argparse.ArgumentTypeError(f"{text} is below {PADDING_PART}: the margin cannot be enlarged")
+    if int(text) > MAX_PADDING_PART:
+        raise argparse.ArgumentTypeError(f"{text} is above {MAX_PADDING_PART}")
     return int(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -259,6 +261,71 @@ def test_pickled_landmarks_are_refused(root: Path) -> None:
     np.save(root / "landmarks/000/0_0.npy", np.array([{"a": 1}]), allow_pickle=True)
     data = make_dataset(root)
     assert "landmarks/000/0_0.npy" in data[SampleIndex(row_of(data, "000/0_0.png"), 0, 0)].broken[0]
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, landmarks=face_crops.LANDMARKS)
+    return file.getvalue()
+
+
+POINTS = np.arange(10.0).reshape(5, 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(np.where(POINTS == 3, np.nan, POINTS)),
+        npy(np.where(POINTS == 3, np.inf, POINTS)),
+        npy(np.where(POINTS == 3, 1e30, POINTS)),
+        npy(np.where(POINTS == 3, -(2**31), POINTS)),
+        npy(np.full((5, 2), 30_000, np.int16)),
+        npy(POINTS.astype(str)),
+        npy(POINTS.astype(bytes)),
+        npy(POINTS > 3),
+        npy(POINTS * 1j),
+        npy(POINTS.astype("datetime64[s]")),
+        npy(np.zeros((5, 2), [("x", "f4"), ("y", "f4")])),
+        npy(POINTS[:4]),
+        npy(POINTS[0, 0]),
+        npz(),
+        npy(POINTS).replace(b"(5, 2)", b"(5, 2"),
+        npy(POINTS).replace(b"(5, 2)", b"(9**9"),
+        npy(POINTS).replace(b"(5, 2), }", b"(500000000000, 2), }"),
+    ],
+)
+def test_unusable_landmarks_are_named(root: Path, content: bytes) -> None:
+    """NaN, text and numbers far outside of the crop ended the run."""
+    (root / "landmarks/000/0_0.npy").write_bytes(content)
+    data = make_dataset(root, masks=True)
+    for name in ("000/0_0.png", "000_001/0_0.png"):
+        sample = data[SampleIndex(row_of(data, name), 0, 0)]
+        assert re.match(rf"{root}/landmarks/000/0_0\.npy: .*generate_landmarks\.py", sample.broken[0])
+        assert "\n" not in sample.broken[0]
+        assert (len(sample.broken), sample.broken_images) == (1, 1)
+
+
+def test_original_that_pillow_refuses(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is only needed to scale the landmarks."""
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1)
+    data = make_dataset(root)
+    assert not data[SampleIndex(row_of(data, "000_001/0_0.png"), 0, 0)].broken
+
+
+def test_counts_images_and_not_attempts(root: Path) -> None:
+    """With all crops deleted, "44 of an epoch's 12 images" could not be read."""
+    data = make_dataset(root)
+    shutil.rmtree(root / "crops")
+    batch = collate([data[SampleIndex(row, 0, 0)] for row in range(4)])
+    assert (batch.broken_images, len(batch.broken)) == (4, 4 * (MAX_REPLACEMENTS + 1))
+    validation = collate([ValidationDataset(data.source, SIZE)[row] for row in range(4)])
+    assert (validation.broken_images, len(validation.broken), len(validation.rows)) == (4, 4, 0)
 
 
 def test_black_invalid_sample_if_no_crop_can_be_read(root: Path) -> None:

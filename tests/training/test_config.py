@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support import face_crops
 from training.options import parse_change
+from training.pipelines import build, train_classifier
 from training.tools.config import ConfigError, read_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,6 +53,14 @@ def test_pretrained_path_is_relative_to_the_configuration() -> None:
     assert read_config(CONFIGS / "lite0.json").pretrained == str(CONFIGS.parent / "weights/default_lite0.pt")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_pretrained_that_is_no_path(tmp_path: Path, name: str) -> None:
+    values = json.loads((CONFIGS / "b7.json").read_text()) | {"pretrained": name}
+    path = face_crops.write(tmp_path / "b7.json", json.dumps(values).encode())
+    with pytest.raises(ConfigError, match=f"^{path}: pretrained: "):
+        read_config(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "allowed"),
     [
@@ -73,13 +84,21 @@ def test_pretrained_path_is_relative_to_the_configuration() -> None:
         ({"fp16": "yes"}, "fp16", ("boolean", '"yes"')),
         ({"size": 380.5}, "size", ("integer",)),
         ({"optimizer.learning_rate": -1}, "optimizer.learning_rate", ("greater than 0", "-1")),
-        ({"normalize.std": [0.5, 0.5, 0]}, "normalize.std.2", ("greater than 0",)),
+        ({"normalize.std": [0.5, 0.5, 0]}, "normalize.std.2", ("greater than or equal to 0.001",)),
         ({"crop": {"kind": "margin", "margin": "wide"}}, "crop.margin.margin", ("number", '"wide"')),
         ({"optimizer.type": "Adam"}, "optimizer", ("momentum", "Adam")),
         ({"optimizer.momentum": 0}, "optimizer", ("nesterov", "momentum")),
         ({"optimizer.accumulate": 5}, "optimizer", ("batch_size", "12", "accumulate", "5")),
         ({"optimizer.accumulate": 2, "ohem_samples": 3}, "ohem_samples", ("optimizer.accumulate",)),
         ({"augmentation.jpeg_quality": [90, 60]}, "augmentation", ("jpeg_quality", "90", "60")),
+        ({"augmentation.rotate": 10**30}, "augmentation.rotate", ("180",)),
+        ({"size": 100_000}, "size", ("1024", "100000")),
+        ({"ohem_samples": 10**30}, "ohem_samples", ("2147483647",)),
+        ({"batches_per_epoch": 10**30}, "batches_per_epoch", ("2147483647",)),
+        ({"optimizer.batch_size": 10**30}, "optimizer.batch_size", ("2147483647",)),
+        ({"optimizer.schedule.epochs": 10**30}, "optimizer.schedule.epochs", ("2147483647",)),
+        ({"optimizer.schedule.params.max_iter": 10**400}, "optimizer.schedule.params.max_iter", ("2147483647",)),
+        ({"encoder": "x" * 10_000}, "encoder", ("tf_efficientnet_b7_ns",)),
     ],
 )
 def test_errors_name_the_key_and_what_is_allowed(changes: dict[str, Any], key: str, allowed: tuple[str, ...]) -> None:
@@ -89,6 +108,7 @@ def test_errors_name_the_key_and_what_is_allowed(changes: dict[str, Any], key: s
     lines = [line for line in str(error.value).splitlines() if line.startswith(f"{path}: {key}: ")]
     assert len(lines) == 1
     assert all(text in lines[0].removeprefix(f"{path}: {key}: ") for text in allowed)
+    assert len(lines[0]) < 1000
 
 
 def test_changing_a_value_like_a_section_is_an_error() -> None:
@@ -113,3 +133,47 @@ def test_invalid_json_is_an_error(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.json: "):
         read_config(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("depth", [300, 900, 3000])
+def test_brackets_that_are_nested_too_deeply_are_an_error(depth: int) -> None:
+    """JSON may be nested deeper than the parsers allow, each at another depth."""
+    with pytest.raises((argparse.ArgumentTypeError, ConfigError), match=r"crop: |b7\.json: "):
+        read_config(CONFIGS / "b7.json", dict([parse_change(f"crop={'[' * depth}{']' * depth}")]))
+
+
+def test_keys_that_are_nested_too_deeply_are_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"b7\.json: .*--set"):
+        read_config(CONFIGS / "b7.json", {".".join("a" * 3000): 1})
+
+
+def test_text_that_is_not_valid_unicode_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"b7\.json: "):
+        read_config(CONFIGS / "b7.json", {"encoder": "\udcff"})
+
+
+def test_learning_rate_beyond_all_numbers_is_an_error() -> None:
+    schedule = {"type": "exponential", "epochs": 1, "params": {"gamma": 1e300}}
+    config = read_config(CONFIGS / "b7.json", {"optimizer.schedule": schedule})
+    with pytest.raises(build.SetupError, match=r"optimizer\.schedule\.params: "):
+        build._learning_rate(config)(0, 2)
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64), "9" * 5000, "1.5", "", "0x5"])
+def test_seed_beyond_64_bits_is_an_error(seed: str, capsys: pytest.CaptureFixture) -> None:
+    parser = train_classifier.get_args_parser()
+    options = ["--config", "a.json", "--data-dir", "data", f"--seed={seed}"]
+    with pytest.raises(SystemExit) as error:
+        parser.parse_args(options)
+    assert error.value.code == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_largest_seed_is_one_of_pytorch() -> None:
+    seed = (
+        train_classifier.get_args_parser()
+        .parse_args(["--config", "a.json", "--data-dir", "data", "--seed", str(2**64 - 1)])
+        .seed
+    )
+    torch.manual_seed(seed)
+    assert 0 <= build.epoch_seed(seed, 3, 1) < 2**32

@@ -20,7 +20,7 @@ from preprocessing import sample_clips
 from preprocessing.crops import cut
 from preprocessing.images import encode_image
 from preprocessing.video import Clip, sample_frames
-from tests.support import face_crops
+from tests.support import face_crops, programs
 from training.datasets.folds import HALVES, half_of, read_folds, validation_rows
 from training.pipelines.calibration import fit_platt
 from training.pipelines.submissions import EvaluationError
@@ -184,8 +184,8 @@ def test_report_is_measured_on_the_other_half(retrained: Path, tmp_path: Path) -
 def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
     """AUC, log loss, true and false positive rates for each modification of the crops, starting with none."""
     options = ("--checkpoint", checkpoint, "--data-dir", root, "--workers", 0)
-    command = [sys.executable, "-m", "benchmarks.robustness", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=face_crops.ROOT, check=True)
+    done = programs.run([sys.executable, "-m", "benchmarks.robustness", *options], cwd=face_crops.ROOT)
+    assert done.returncode == 0, done.stderr
     return [line.split()[-4:] for line in done.stdout.splitlines()[1:]]
 
 
@@ -251,8 +251,7 @@ def run(
     program: str, *options: str | Path | int, cwd: Path | None = None, expected: int = 0
 ) -> subprocess.CompletedProcess:
     launch = [sys.executable] if program.endswith(".py") else []
-    command = [*launch, str(face_crops.ROOT / program), *map(str, options)]
-    environment = {**face_crops.environment(), "PYTHON": sys.executable}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=cwd)
+    command = [*launch, face_crops.ROOT / program, *options]
+    done = programs.run(command, env={**face_crops.environment(), "PYTHON": sys.executable}, cwd=cwd)
     assert done.returncode == expected, done.stderr
     return done

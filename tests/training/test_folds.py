@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import pytest
 
 from tests.support import face_crops
 from training.datasets.folds import (
+    HALVES,
     Crops,
     EpochBatchSampler,
     FoldsError,
     epoch_order,
+    half_of,
     read_folds,
     training_rows,
     validation_rows,
@@ -105,6 +109,34 @@ HEADER = b"video,file,label,original,frame,fold\n"
         (HEADER + b"a,b,1,a,first,0\n", "frame"),
         (HEADER + b"a,b,,a,0,0\n", "label"),
         (HEADER + b"a,b,1,a,0\n", "fold"),
+        (HEADER + b"a,b,1,a,0,0,7\n", "more values"),
+        *(
+            (HEADER + row % value + b"\n", f"column {column} has '{shown}'")
+            for value, shown in (
+                (b"99999999999", "99999999999"),
+                (b"-99999999999", "-99999999999"),
+                (b"18446744073709551615", "18446744073709551615"),
+                (b"9" * 40, "9+[.]+9+"),
+                (b"1e9", "1000000000.0"),
+                (b"inf", "inf"),
+                (b"True", "True"),
+            )
+            for column, row in (
+                ("label", b"a,b,%s,a,0,0"),
+                ("frame", b"a,b,1,a,%s,0"),
+                ("fold", b"a,b,1,a,0,%s\na,b,1,a,0,0"),
+            )
+        ),
+        (HEADER + b"a,b,1,a,-10,0\n", "column frame has '-10'"),
+        *(
+            (HEADER + row % name, f"column {column} .*name")
+            for name in (b"../a", b"/etc", b"", b"a\0b", b"..")
+            for column, row in (
+                ("video", b"%s,b,1,a,0,0\n"),
+                ("original", b"a,b,1,%s,0,0\n"),
+                ("file", b"a,%s,1,a,0,0\n"),
+            )
+        ),
     ],
 )
 def test_invalid_list_is_an_error(tmp_path: Path, content: bytes | None, problem: str) -> None:
@@ -113,6 +145,30 @@ def test_invalid_list_is_an_error(tmp_path: Path, content: bytes | None, problem
         path.write_bytes(content)
     with pytest.raises(FoldsError, match=rf"folds\.csv: .*{problem}.*generate_folds\.py"):
         read_folds(path)
+
+
+def test_largest_numbers_are_kept(tmp_path: Path) -> None:
+    """Numbers beyond 32 bits wrapped around to those of another fold."""
+    limit = 2**31 - 1
+    crops = make_crops(tmp_path, [("a", "0_0.png", 1, "a", limit, limit), ("b", "0_0.png", 1, "b", 0, -limit)])
+    assert crops.frame.tolist() == [limit, 0]
+    assert crops.fold.tolist() == [limit, -limit]
+
+
+def test_names_that_are_not_valid_utf8(tmp_path: Path) -> None:
+    """They are the names of the files, and belong to a half."""
+    path = face_crops.write(tmp_path / "folds.csv", HEADER + b"\xff\xe9,0_0.png,0,\xff\xe9,0,0\n")
+    crops = read_folds(path)
+    assert os.fsencode(crops.name(0)) == b"\xff\xe9/0_0.png"
+    halves = [validation_rows(crops, 0, half=half) for half in HALVES if half == half_of(crops.videos[0])]
+    assert [rows.tolist() for rows in halves] == [[0]]
+    assert half_of("\ud800") in HALVES  # from JSON
+
+
+def test_halves_are_those_of_before() -> None:
+    assert [half_of(name) for name in ("aassnaulhq", "aayfryxljh", "é", "007")] == [
+        HALVES[zlib.crc32(name.encode()) % 2] for name in ("aassnaulhq", "aayfryxljh", "é", "007")
+    ]
 
 
 @pytest.mark.parametrize("fakes", [500, 100, 30, 7])

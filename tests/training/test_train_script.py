@@ -16,11 +16,12 @@ import pandas as pd
 import pytest
 
 import plot_loss
-from tests.support import face_crops
+from tests.support import face_crops, programs
 from training.datasets.folds import half_of
 from training.pipelines.submissions import EvaluationError, score_submission
 from training.tools.checkpoint import read_checkpoint
 from training.tools.log import LogError, read_log
+from training.tools.metrics import write_scores
 
 SEEDS = (111, 555, 777, 888, 999)
 NAMES = [f"tiny_{seed}_{face_crops.NETWORK}" for seed in SEEDS]
@@ -40,13 +41,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = face_crops.make_dataset(tmp_path_factory.mktemp("data"))
     face_crops.config(root, batches_per_epoch=2, optimizer__schedule__epochs=2)
     command = script(root, "--output-dir", root / "weights", "--logdir", root / "logs", "--workers", 0)
-    killed = subprocess.run(
-        command, capture_output=True, text=True, env={**environment(), "PYTHON": str(killing_python(root))}, timeout=600
-    )
+    killed = programs.run(command, env={**environment(), "PYTHON": str(killing_python(root))})
     assert killed.returncode == 128 + signal.SIGKILL
     assert f"stopped at seed {SEEDS[1]}" in killed.stderr
     assert [read_checkpoint(path)["epoch"] for path in last_checkpoints(root)] == [1, 0]
-    resumed = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
+    resumed = programs.run(command, env=environment())
     assert resumed.returncode == 0, resumed.stderr
     assert f"{NAMES[0]}: all 2 epochs are done" in resumed.stderr
     assert f"resumed from {root / 'weights' / NAMES[1]}_last.pt, at epoch 1" in resumed.stderr
@@ -89,9 +88,7 @@ def test_trains_five_seeds(root: Path) -> None:
 def test_predict_folder_averages_the_five(root: Path, face_video: Path, tmp_path: Path) -> None:
     options = ("--weights-dir", root / "weights", "--test-dir", face_video, "--output", tmp_path / "out.csv")
     options += ("--frames", 2, "--details", tmp_path / "out.jsonl", "--models", *(f"{name}_best.pt" for name in NAMES))
-    done = subprocess.run(
-        [sys.executable, str(face_crops.ROOT / "predict_folder.py"), *map(str, options)], capture_output=True, text=True
-    )
+    done = programs.run([sys.executable, face_crops.ROOT / "predict_folder.py", *options])
     assert done.returncode == 0, done.stderr
     (row,) = csv.DictReader((tmp_path / "out.csv").open())
     scores = [face["scores"] for face in json.loads((tmp_path / "out.jsonl").read_text())["faces"]]
@@ -102,7 +99,7 @@ def test_predict_folder_averages_the_five(root: Path, face_video: Path, tmp_path
 def test_usage() -> None:
     """Wrong arguments print it to stderr with status 2; --help prints it to stdout with status 0."""
     for arguments in ((), ("data",), ("data", "many"), ("--help",)):
-        done = subprocess.run([str(face_crops.ROOT / "train.sh"), *arguments], capture_output=True, text=True)
+        done = programs.run([face_crops.ROOT / "train.sh", *arguments])
         assert done.returncode == (0 if arguments == ("--help",) else 2)
         assert "DATA_ROOT NUM_GPUS" in (done.stderr if done.returncode else done.stdout)
 
@@ -110,7 +107,7 @@ def test_usage() -> None:
 @pytest.mark.parametrize("option", ["--seed", "--prefix=exp_", "--config"])
 def test_refuses_options_that_it_sets_for_each_seed(tmp_path: Path, option: str) -> None:
     """With one prefix or seed, the five runs would be one."""
-    done = subprocess.run(script(tmp_path, option, "1"), capture_output=True, text=True)
+    done = programs.run(script(tmp_path, option, "1"))
     assert done.returncode == 2
     assert done.stderr.startswith(f"{option.partition('=')[0]}: ")
 
@@ -125,7 +122,7 @@ def test_plot_distinguishes_logs_of_the_same_name(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_failing_seed_stops_the_script(tmp_path: Path) -> None:
     face_crops.config(tmp_path)
-    done = subprocess.run(script(tmp_path), capture_output=True, text=True, env=environment())
+    done = programs.run(script(tmp_path), env=environment())
     assert done.returncode == 2
     assert f"error: {tmp_path}/folds.csv: " in done.stderr
     assert "stopped at seed 111 (exit status 2)" in done.stderr
@@ -139,12 +136,7 @@ def write_log(path: Path, fake: list[float | None], real: list[float | None]) ->
 
 def plot(*options: str | Path) -> subprocess.CompletedProcess:
     no_display = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
-    return subprocess.run(
-        [sys.executable, str(face_crops.ROOT / "plot_loss.py"), *map(str, options)],
-        capture_output=True,
-        text=True,
-        env=no_display,
-    )
+    return programs.run([sys.executable, face_crops.ROOT / "plot_loss.py", *options], env=no_display)
 
 
 @pytest.mark.slow
@@ -183,6 +175,21 @@ def test_plots_validated_epochs_and_warns_of_one_class(tmp_path: Path, caplog: p
     assert f"{path}: validated on one class only in epochs 3" in caplog.text
 
 
+def test_epochs_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    """NaN is not less than any loss, so it was best if it came first."""
+    nan, inf = float("nan"), float("inf")
+    log = write_log(tmp_path / "a.jsonl", [nan, 0.4, inf, 0.3, -inf], [0.1, 0.4, 0.1, nan, 0.1])
+    name = face_crops.write(tmp_path / "$x^$\x1b[2J.jsonl", log.read_bytes())
+    done = plot("--log-file", log, name, "--output", tmp_path / "loss.png")
+    assert done.returncode == 0, done.stderr
+    assert f"{log}: left out" in done.stderr
+    assert done.stderr.count("epochs 0, 2, 3, 4\n") == 2
+    assert "a: best epochs 1 (0.4800)\n" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    run = plot_loss.read_run(log, 1.4)
+    assert (run.losses, run.best_in_training) == ({1: pytest.approx(0.48)}, 1)
+
+
 def test_reports_if_training_selected_another_epoch(tmp_path: Path) -> None:
     """Weighting fakes by 1.4 moves the best epoch from 0 to 1."""
     other = write_log(tmp_path / "other.jsonl", [0.5, 0.4], [0.3, 0.41])
@@ -195,8 +202,11 @@ def test_reports_if_training_selected_another_epoch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"epoch 0 loss 0.3\nepoch 1 loss 0.2\n", b'{"epoch": 0}\n', b""],
-    ids=["missing", "not a log", "not validated", "empty"],
+    [
+        *(None, b"epoch 0 loss 0.3\nepoch 1 loss 0.2\n", b'{"epoch": 0}\n', b""),
+        *(b'{"epoch": 0, "fake_loss": NaN}\n', b'{"epoch": 0, "fake_loss": "0.3"}\n', b"[1]\n[2]\n"),
+    ],
+    ids=["missing", "not a log", "not validated", "empty", "not finite", "text", "lists"],
 )
 def test_unusable_log_is_an_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "run.jsonl"
@@ -215,8 +225,7 @@ def test_ignores_a_last_line_that_is_truncated(tmp_path: Path) -> None:
 
 
 def evaluate(*options: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "training.pipelines.evaluate", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=face_crops.ROOT)
+    return programs.run([sys.executable, "-m", "training.pipelines.evaluate", *options], cwd=face_crops.ROOT)
 
 
 def test_evaluates_a_submission(tmp_path: Path) -> None:
@@ -316,3 +325,22 @@ def test_unusable_submission_or_labels_are_errors(tmp_path: Path, submission: st
     metadata = face_crops.write(tmp_path / "metadata.json", labels.encode())
     with pytest.raises(EvaluationError, match=named):
         score_submission(out, metadata)
+
+
+@pytest.mark.parametrize("half", [None, "calibration", "report"])
+def test_names_that_are_not_valid_unicode(tmp_path: Path, half: str | None) -> None:
+    """Of a file, as predict_folder.py writes it, and of an original in metadata.json, which has no valid name."""
+    out = face_crops.write(tmp_path / "out.csv", b"filename,label\na.mp4,1\nb\xe9.mp4,0.5\n")
+    labels = {"a.mp4": {"label": "FAKE", "original": "\ud800.mp4"}, "b\udce9.mp4": {"label": "REAL"}}
+    metadata = face_crops.write(tmp_path / "metadata.json", json.dumps(labels).encode())
+    halves = {"a.mp4": half_of("\ud800"), "b\udce9.mp4": half_of("b\udce9")}
+    expected = [name for name in labels if half in (None, halves[name])]
+    if not expected:
+        with pytest.raises(EvaluationError, match=rf"{half} half"):
+            score_submission(out, metadata, half)
+        return
+    scores = score_submission(out, metadata, half)
+    assert scores.videos == expected
+    write_scores(tmp_path / "scores.csv", scores)
+    names = [line.split(b",")[0] for line in (tmp_path / "scores.csv").read_bytes().splitlines()[1:]]
+    assert names == list(map(os.fsencode, expected))

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from preprocessing.crops import center_in_square, resize_longer_side
-from preprocessing.images import ImageError, read_image
+from preprocessing.images import ImageError, decode_image, read_image
 from preprocessing.layout import DIFFS, LANDMARKS, diff_name, landmarks_name
 from training.datasets.face_dropout import block_dropout, face_dropout
 from training.datasets.folds import Crops, SampleIndex
@@ -29,6 +29,7 @@ from training.options import PADDING_PART
 CHANGED_LEVEL, CHANGED_PIXELS = 20, 32
 # Number of random replacements to try for a crop that cannot be read, before falling back to a black image.
 MAX_REPLACEMENTS = 10
+LANDMARKS_REMEDY = "Run preprocessing/generate_landmarks.py --overwrite"
 
 
 class Batch(NamedTuple):
@@ -41,7 +42,8 @@ class Batch(NamedTuple):
         valid: bool (n,), whether a sample counts in the loss.
         mask_known: bool (n,), whether the sample's mask has been read. Real faces have a mask of zeros.
         masks: uint8 (n, size, size), 0 = not manipulated or unknown; None if the dataset returns no masks.
-        broken: messages about crops that could not be read.
+        broken: messages about crops that could not be read, including replacements.
+        broken_images: number of samples whose own crop could not be read.
     """
 
     images: torch.Tensor
@@ -51,6 +53,7 @@ class Batch(NamedTuple):
     mask_known: torch.Tensor
     masks: torch.Tensor | None
     broken: list[str]
+    broken_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class CropSource:
         path = self.root / DIFFS / diff_name(self.crops.name(row))
         if not path.exists():
             return None
-        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        mask = decode_image(path, cv2.IMREAD_GRAYSCALE)
         if mask is None or mask.shape != shape:
             height, width = shape
             raise ImageError(
@@ -101,24 +104,28 @@ class CropSource:
         """
         original = self.crops.original_name(row)
         path = self.root / LANDMARKS / landmarks_name(original)
-        remedy = "Run preprocessing/generate_landmarks.py --overwrite"
         try:
-            landmarks = np.load(path, allow_pickle=False)
+            landmarks = _load_landmarks(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
-            raise ImageError(path, f"damaged ({error}). {remedy}") from None
-        if landmarks.shape != (5, 2):
-            raise ImageError(path, f"has shape {landmarks.shape} instead of (5, 2). {remedy}")
-        return landmarks * self._scale_from(original, shape) if self.crops.fake[row] else landmarks
+        except Exception as error:  # noqa: BLE001 np.load raises many types for damaged files
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ImageError(path, f"damaged ({reason}). {LANDMARKS_REMEDY}") from None
+        if self.crops.fake[row]:
+            landmarks = landmarks * self._scale_from(original, shape)
+        # Beyond this, they cannot be of a face in this crop, and OpenCV would be slow or fail.
+        side = max(shape)
+        if not ((-side <= landmarks) & (landmarks <= 2 * side)).all():
+            raise ImageError(path, f"landmarks far outside of the crop. {LANDMARKS_REMEDY}")
+        return landmarks
 
     def _scale_from(self, original: str, shape: tuple[int, int]) -> np.ndarray:
         """Return (x, y) scale factors from the original's crop to a fake's crop of this shape."""
         try:
             with Image.open(self.root / self.crops_dir / original) as image:
                 return np.array(shape[::-1]) / image.size
-        except OSError:  # assume the same size: nothing else of the original is needed
-            return np.ones(2)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return np.ones(2)  # assume the same size: nothing else of the original is needed
 
 
 class ClassifierDataset(Dataset[Batch]):
@@ -162,13 +169,15 @@ class ClassifierDataset(Dataset[Batch]):
         row, broken = index.row, list[str]()
         while len(broken) <= MAX_REPLACEMENTS:
             try:
-                return self._sample(row, dropout_seed, augment_seed)._replace(broken=broken)
+                sample = self._sample(row, dropout_seed, augment_seed)
+                return sample._replace(broken=broken, broken_images=int(bool(broken)))
             except ImageError as error:
                 broken.append(str(error))
                 same_class = self.rows_by_class[int(self.source.crops.fake[row])]
                 row = int(replacement_rng.choice(same_class))
         black, _ = self.augment(np.zeros((1, 1, 3), np.uint8), None, augment_seed)
-        return _to_batch(row, black, 0.0, valid=False, masks=self.masks)._replace(broken=broken)
+        sample = _to_batch(row, black, 0.0, valid=False, masks=self.masks)
+        return sample._replace(broken=broken, broken_images=1)
 
     def _sample(self, row: int, dropout_seed: np.random.SeedSequence, augment_seed: np.random.SeedSequence) -> Batch:
         """Make a sample from a crop. Raises ImageError."""
@@ -208,7 +217,7 @@ class ValidationDataset(Dataset[Batch]):
         try:
             image = self.source.image(row)
         except ImageError as error:
-            return _empty_batch(self.size)._replace(broken=[str(error)])
+            return _empty_batch(self.size)._replace(broken=[str(error)], broken_images=1)
         image = image[padding_window(image.shape[:2], self.padding_part)]
         square = center_in_square(resize_longer_side(image, self.size), self.size)
         return _to_batch(row, square, float(self.source.crops.fake[row]))
@@ -216,7 +225,7 @@ class ValidationDataset(Dataset[Batch]):
 
 def collate(batches: Sequence[Batch]) -> Batch:
     """Concatenate batches (the DataLoader's collate_fn)."""
-    images, labels, rows, valid, mask_known, masks, broken = zip(*batches, strict=True)
+    images, labels, rows, valid, mask_known, masks, broken, broken_images = zip(*batches, strict=True)
     return Batch(
         images=torch.cat(images),
         labels=torch.cat(labels),
@@ -225,7 +234,22 @@ def collate(batches: Sequence[Batch]) -> Batch:
         mask_known=torch.cat(mask_known),
         masks=None if masks[0] is None else torch.cat(masks),
         broken=[message for messages in broken for message in messages],
+        broken_images=sum(broken_images),
     )
+
+
+def _load_landmarks(path: Path) -> np.ndarray:
+    """Load an array of five finite points. Raises ValueError for other arrays, and what np.load raises."""
+    landmarks = np.load(path, allow_pickle=False)
+    if not isinstance(landmarks, np.ndarray):  # an .npz archive, whatever its name
+        raise ValueError("not an array")
+    if landmarks.dtype.kind not in "iuf":
+        raise ValueError(f"values of type {landmarks.dtype} instead of numbers")
+    if landmarks.shape != (5, 2):
+        raise ValueError(f"shape {landmarks.shape} instead of (5, 2)")
+    if not np.isfinite(landmarks).all():
+        raise ValueError("values that are not finite")
+    return landmarks
 
 
 def black_out(region: np.ndarray | None, *images: np.ndarray | None) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,10 @@ VALIDATION_STEP = 20
 # Ids of the 400 videos of DFDC's public test set.
 PUBLIC_VIDEOS = Path(__file__).parents[2] / "configs/public_validation_videos.txt"
 
-TEXT_COLUMNS, INTEGER_COLUMNS = ("video", "file", "original"), ("label", "frame", "fold")
+TEXT_COLUMNS = ("video", "file", "original")
+# Range of each column of integers; the last two are stored as int32.
+MAX_INT32 = 2**31 - 1
+INTEGER_COLUMNS = {"label": (0, 1), "frame": (0, MAX_INT32), "fold": (-MAX_INT32, MAX_INT32)}
 REMEDY = "Run preprocessing/generate_folds.py again"
 
 
@@ -94,6 +98,8 @@ def read_folds(path: Path) -> Crops:
     _check_table(path, table)
     ids, videos = pd.factorize(pd.concat([table["video"], table["original"]]))
     file, files = pd.factorize(table["file"])
+    _check_names(path, table, videos, ("video", "original"))
+    _check_names(path, table, files, ("file",))
     return Crops(
         videos=list(videos),
         files=list(files),
@@ -110,8 +116,16 @@ def read_folds(path: Path) -> Crops:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         # Not as categories: their values are parsed as numbers if all of them look like numbers.
-        types = dict.fromkeys(TEXT_COLUMNS, str)
-        return pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8")
+        # As objects, which, unlike strings of pandas, may hold the bytes of file names that are not valid UTF-8.
+        types = dict.fromkeys(TEXT_COLUMNS, object)
+        return pd.read_csv(
+            path,
+            dtype=types,
+            keep_default_na=False,
+            low_memory=False,  # otherwise, a column may have several types, with a warning
+            encoding="utf-8",
+            encoding_errors="surrogateescape",
+        )
     except OSError as error:
         raise FoldsError(f"{path}: cannot be read ({error.strerror}). {REMEDY}, or check --folds-csv") from None
     except (ValueError, pd.errors.ParserError) as error:
@@ -124,11 +138,30 @@ def _check_table(path: Path, table: pd.DataFrame) -> None:
         raise FoldsError(f"{path}: missing columns: {', '.join(missing)}. {REMEDY}")
     if table.empty:
         raise FoldsError(f"{path}: lists no crops. {REMEDY}")
-    for name in INTEGER_COLUMNS:
-        if not pd.api.types.is_integer_dtype(table[name]):
-            raise FoldsError(f"{path}: column {name} has values that are not integers. {REMEDY}")
-    if not table["label"].isin((0, 1)).all():
-        raise FoldsError(f"{path}: column label has values other than 0 (real) and 1 (fake). {REMEDY}")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the additional columns in front as row labels
+        raise FoldsError(f"{path}: has rows with more values than the header has columns. {REMEDY}")
+    for name, (low, high) in INTEGER_COLUMNS.items():
+        outside = table[name][~_is_within(table[name], low, high)]
+        if len(outside):
+            value = reprlib.repr(str(outside.iloc[0]))
+            raise FoldsError(f"{path}: column {name} has {value}, not an integer from {low} to {high}. {REMEDY}")
+
+
+def _is_within(column: pd.Series, low: int, high: int) -> pd.Series:
+    """Return which values of a column are integers within these bounds."""
+    if pd.api.types.is_integer_dtype(column):
+        return column.between(low, high)
+    # pandas reads a column as another type because of at least one value that is not an integer of 64 bits.
+    return column.astype(str).str.fullmatch(r"-?[0-9]{1,18}")
+
+
+def _check_names(path: Path, table: pd.DataFrame, names: Iterable[str], columns: Sequence[str]) -> None:
+    """Raise FoldsError if one of the distinct names in these columns is empty or leads out of its folder."""
+    for name in names:
+        parts = PurePath(name).parts
+        if not parts or "\0" in name or ".." in parts or PurePath(name).is_absolute():
+            column = next(column for column in columns if (table[column] == name).any())
+            raise FoldsError(f"{path}: column {column} has {reprlib.repr(name)}, not a name in a folder. {REMEDY}")
 
 
 def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | None = None) -> np.ndarray:
@@ -155,7 +188,8 @@ def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | N
 
 def half_of(original: str) -> str:
     """Return the half of an original video. It depends only on the video's id."""
-    return HALVES[zlib.crc32(original.encode()) % 2]
+    # Names that are not valid UTF-8, from a file system or from JSON, contain surrogates.
+    return HALVES[zlib.crc32(original.encode(errors="surrogatepass")) % 2]
 
 
 def training_rows(crops: Crops, fold: int, public: bool = False) -> np.ndarray:

@@ -22,7 +22,7 @@ from training.datasets.folds import Crops, EpochBatchSampler, read_folds, traini
 from training.losses import MASK_LOSS, BalancedLoss
 from training.options import PADDING_PART
 from training.pipelines.engine import Learner
-from training.tools.checkpoint import CheckpointError, load_encoder, load_network
+from training.tools.checkpoint import fit_weights, load_encoder, load_network
 from training.tools.config import Config
 from training.tools.distributed import Distributed
 from training.tools.optimizers import build_optimizer
@@ -239,11 +239,8 @@ def init_network(config: Config, fresh: bool, weights: str | Path | None = None)
 
 def _copy_weights(network: DeepFakeClassifier, path: str | Path) -> None:
     """Set a network's weights to those of a checkpoint. Raises CheckpointError."""
-    try:
-        network.load_state_dict(load_network(path)[0].state_dict())
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise CheckpointError(path, f"does not fit the configuration's network: {first}") from None
+    weights = load_network(path)[0].state_dict()
+    network.load_state_dict(fit_weights(path, weights, network, "the configuration's network"))
 
 
 def build_learner(
@@ -284,7 +281,15 @@ def _learning_rate(config: Config) -> Callable[[int, int], float]:
     """Return the learning rate as a function of (epoch, step)."""
     initial, schedule = config.optimizer.learning_rate, config.optimizer.schedule
     curve = schedule.build()
-    return lambda epoch, step: curve.lr(initial, epoch if schedule.mode == "epoch" else step)
+
+    def learning_rate(epoch: int, step: int) -> float:
+        try:
+            return curve.lr(initial, epoch if schedule.mode == "epoch" else step)
+        except OverflowError:
+            reason = f"the learning rate of epoch {epoch} is too large for a number"
+            raise SetupError(f"optimizer.schedule.params: {reason}. Check them") from None
+
+    return learning_rate
 
 
 def choose_amp_dtype(config: Config, device: torch.device) -> torch.dtype | None:

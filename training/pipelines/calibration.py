@@ -41,7 +41,10 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         for key, value in fold.network.state_dict().items()
     }
     if not all(torch.isfinite(value).all() for value in state.values()):
-        raise EvaluationError(f"{args.checkpoint}: some weights are too large for float16")
+        raise EvaluationError(
+            f"{args.checkpoint}: some weights are too large for float16, the type of calibrated checkpoints. Use it "
+            "without calibration, or train with a higher optimizer.weight_decay"
+        )
     data = "public validation" if args.public_validation else f"fold {args.fold}"
     calibration = {"temperature": temperature, "offset": offset, "data": data, "half": args.half, "crops": len(rows)}
     save_checkpoint(args.output, state, fold.recipe, calibration=calibration, trained=training_of(args.checkpoint))

@@ -5,24 +5,42 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import reprlib
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+
 from common import __version__
+from common.device import is_device_failure, is_out_of_memory
 from common.errors import UserError
 from common.files import atomic_write, remove
+from common.text import shorten
 from training.pipelines.engine import Learner
-from training.tools.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from training.tools.checkpoint import (
+    CheckpointError,
+    check_finite,
+    fit_weights,
+    is_plain,
+    is_same_kind,
+    read_checkpoint,
+    save_checkpoint,
+)
 from training.tools.metrics import VideoScores, write_scores
+from training.tools.optimizers import state_names
 
 PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "apex")
 # Prefix of the tensors' names in the released checkpoints.
 PREFIX = "module."
 # Settings that may differ when a run resumes. A different number of processes changes the batches, so it is reported.
 MAY_CHANGE = ("config.optimizer.schedule.epochs", "config.pretrained", "processes")
+# Longest part of a setting that is repeated in an error.
+MAX_VALUE = 80
 
 log = logging.getLogger(__name__)
 
@@ -107,29 +125,111 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
     """Restore a learner from NAME_last.pt. Return the next epoch and the best epoch so far.
 
     Raises:
-        ResumeError: the run has different settings, or the checkpoint is damaged or has weights only.
-        CheckpointError: the checkpoint does not fit the learner.
+        ResumeError: the run has different settings, or the checkpoint is damaged, has weights only or does not fit the
+            learner.
     """
+    remedy = "To start from scratch, use --resume none"
     try:
         checkpoint = read_checkpoint(path)
-    except CheckpointError as error:
-        raise ResumeError(f"{error}. To start from scratch, use --resume none") from None
-    training = checkpoint.get("training")
-    if not isinstance(training, dict):
-        raise ResumeError(f"{path}: has weights only. To start a new run from them, add --from-zero")
-    weights = {key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items()}
-    try:
+        training = checkpoint.get("training")
+        if not isinstance(training, dict):
+            raise ResumeError(f"{path}: has weights only. To start a new run from them, add --from-zero")
         _compare_settings(path, training["settings"], settings)
-        learner.eval_network.load_state_dict(weights)
+        epoch, steps = _count("epoch", checkpoint["epoch"]), _count("steps", training["steps"])
+        best = _best(training["best_epoch"], checkpoint["bce_best"])
+        _restore_scaler(learner, training["scaler"])
+        _restore_weights(path, learner.eval_network, checkpoint["state_dict"])
         if learner.ema:
-            learner.network.load_state_dict(training["network"])
-        learner.optimizer.load_state_dict(training["optimizer"])
-        learner.scaler.load_state_dict(training["scaler"])
-        learner.steps = training["steps"]
-        return checkpoint["epoch"] + 1, Best(training["best_epoch"], checkpoint["bce_best"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = f"does not fit this run ({error}). To start from scratch, use --resume none"
-        raise CheckpointError(path, reason) from None
+            _restore_weights(path, learner.network, training["network"])
+        _restore_optimizer(path, learner.optimizer, training["optimizer"])
+        learner.steps = steps
+        return epoch + 1, best
+    except CheckpointError as error:
+        raise ResumeError(f"{error}. {remedy}") from None
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, RecursionError) as error:
+        if is_out_of_memory(error) or is_device_failure(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ResumeError(f"{path}: does not fit this run ({reason}). {remedy}") from None
+
+
+def _restore_weights(path: Path, network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load weights into a network. Raises CheckpointError."""
+    weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    network.load_state_dict(fit_weights(path, weights, network, "this run's network"))
+
+
+def _restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
+    """Restore the state of an optimizer's parameters. Its options come from the configuration, not from the file.
+
+    Raises:
+        CheckpointError: the state has values that are not finite.
+        ValueError: the state is not that of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    required = state_names(optimizer)
+    tensors: dict[str, torch.Tensor] = {}
+    state: dict[int, dict[str, Any]] = {}
+    for index, values in stored["state"].items():
+        parameter = parameters[_count("optimizer", index, below=len(parameters))]
+        if not required <= values.keys():
+            raise ValueError(f"the optimizer state of parameter {index} is incomplete")
+        # Interned like the optimizer's own names: pickle then writes them as in a run that was not interrupted.
+        state[index] = {sys.intern(name): value for name, value in values.items()}
+        for name, value in values.items():
+            label = f"{name} of parameter {index}"
+            if name == "step":
+                is_tensor = isinstance(value, torch.Tensor)
+                _number(label, _check_state(label, value, torch.Size([])).item() if is_tensor else value)
+            elif value is not None or name in required:  # SGD without momentum has None
+                tensors[label] = _check_state(label, value, parameter.shape)
+    check_finite(path, tensors)
+    groups = optimizer.state_dict()["param_groups"]
+    for group, before in zip(groups, stored["param_groups"], strict=True):
+        if "step" in before:  # apex counts the steps here
+            group["step"] = _count("step", before["step"])
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_state(name: str, value: Any, shape: torch.Size) -> torch.Tensor:
+    """Return a tensor of an optimizer's state in float32. Raises ValueError if it is none of this shape."""
+    usable = isinstance(value, torch.Tensor) and is_plain(value) and is_same_kind(value.dtype, torch.float32)
+    if not usable or value.shape != shape:
+        raise ValueError(f"the optimizer state has an unusable {name}")
+    return value.float()
+
+
+def _restore_scaler(learner: Learner, stored: dict[str, Any]) -> None:
+    """Restore the loss scale. A run may change between devices, and so between float16 and float32."""
+    scaler = learner.scaler
+    if not scaler.is_enabled():
+        if stored:
+            log.info("the loss scale is not used, because the run resumes without float16")
+    elif not stored:
+        log.info("the loss scale starts at %g, because the run was not in float16 before", scaler.get_scale())
+    else:
+        scale = _number("loss scale", stored["scale"])
+        tracker = _count("loss scale", stored["_growth_tracker"], below=2**31)
+        scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": tracker})
+
+
+def _best(epoch: Any, bce: Any) -> Best:
+    """Return the best epoch so far from stored values. Raises ValueError."""
+    if epoch is None or bce is None:
+        return Best()
+    return Best(_count("best epoch", epoch), _number("bce_best", bce))
+
+
+def _count(name: str, value: Any, below: int = 2**63) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < below:
+        raise ValueError(f"{name}: {reprlib.repr(value)} is not a count")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name}: {reprlib.repr(value)} is not a finite number")
+    return float(value)
 
 
 def package_versions() -> dict[str, str]:
@@ -157,17 +257,21 @@ def _compare_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -
     """Raise ResumeError if a setting that the result depends on differs."""
     before, now = _flatten(before), _flatten(now)
     different = [
-        f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now.get(key))}"
+        f"{shorten(key, MAX_VALUE)} was {_format(before.get(key))}, is {_format(now.get(key))}"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key) and key not in MAY_CHANGE
     ]
-    if before["processes"] != now["processes"]:
+    if _count("processes", before["processes"]) != now["processes"]:
         log.warning("the run was started with %d processes and resumes with %d", before["processes"], now["processes"])
     if different:
         raise ResumeError(
-            f"{path}: the run was started with different settings ({'; '.join(different)}). Resume it with those, "
+            f"{path}: the run was started with different settings ({'; '.join(different[:10])}). Resume it with those, "
             "choose another --prefix for a new run, or start from scratch with --resume none"
         )
+
+
+def _format(value: Any) -> str:
+    return shorten(json.dumps(value), MAX_VALUE)
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,6 +27,12 @@ from training.tools.checkpoint import Recipe
 from training.tools.distributed import Distributed
 from training.zoo.classifiers import DeepFakeClassifier
 
+# Loss scale below which float16 training has stopped learning: even unscaled, the gradients would overflow.
+MIN_LOSS_SCALE = 1.0
+FLOAT16_REMEDY = (
+    "Lower the learning rate, or use --opt-level O0 or --set amp_dtype=bfloat16. The checkpoints of earlier epochs are "
+    "intact"
+)
 # More broken images than this share of an epoch's images stop the run, but a few are always tolerated.
 MAX_BROKEN_SHARE, ALWAYS_TOLERATED = 0.01, 10
 
@@ -55,7 +61,7 @@ class Learner:
         dist: this process and its device.
         memory_format: memory format of the network and its input.
         ema: moving average of the weights, if used.
-        steps: number of optimizer steps so far.
+        steps: number of optimizer steps so far, without skipped ones.
     """
 
     network: DeepFakeClassifier
@@ -83,14 +89,16 @@ class Step(NamedTuple):
     """The result of a training step, over all processes.
 
     Attributes:
-        loss: loss of the whole batch, or the gradient's norm if the gradient is not finite.
+        loss: loss of the whole batch, or the gradient's norm if the gradient is not finite and the step not skipped.
         images: number of images.
         broken: number of images that could not be read.
+        skipped: whether the weights were not updated, because the loss or its gradient overflowed in float16.
     """
 
     loss: float
     images: int
     broken: int
+    skipped: bool = False
 
 
 def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops: Crops) -> dict[str, float | int]:
@@ -104,14 +112,16 @@ def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops
 
     Returns:
         `train_loss` (mean over the batches), `lr` (of the last step), `images_per_second`, `broken` (number of broken
-        images) and `seconds`. All but `seconds` cover all processes.
+        images) and `seconds`; with loss scaling also `loss_scale` (at the end) and `skipped_steps`. All but `seconds`
+        cover all processes.
 
     Raises:
-        TrainingError: in all processes at once, if a loss is not finite or too many images are broken.
+        TrainingError: in all processes at once, if a loss is not finite, float16 is not enough or too many images are
+            broken.
     """
     started = time.monotonic()
     losses: list[float] = []
-    images, broken, lr = 0, 0, 0.0
+    images, broken, skipped, lr = 0, 0, 0, 0.0
     show = None if learner.dist.is_main_process else True
     progress = tqdm(data_loader, desc=f"epoch {epoch}", disable=show, leave=False, mininterval=1)
     for number, batch in enumerate(progress):
@@ -119,39 +129,74 @@ def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops
         step = train_step(learner, batch, lr)
         for message in batch.broken:
             log.warning("replaced by another image: %s", message)
-        if not math.isfinite(step.loss):
-            names = [crops.name(row) for rows in learner.dist.all_gather(batch.rows.tolist()) for row in rows]
-            raise TrainingError(
-                f"epoch {epoch}, batch {number}: the loss or its gradient is {step.loss} ({abbreviate(names)}). Lower "
-                "the learning rate, or use --opt-level O0. The checkpoints of earlier epochs are intact"
-            )
-        losses.append(step.loss)
+        _check_finite(learner, step, batch, f"epoch {epoch}, batch {number}", crops)
+        if math.isfinite(step.loss):
+            losses.append(step.loss)
         images += step.images
         broken += step.broken
+        skipped += step.skipped
         check_broken(broken, len(data_loader) * step.images)
-        progress.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", lr=f"{lr:.2e}", refresh=False)
+        progress.set_postfix(loss=f"{np.mean(losses[-100:] or [math.nan]):.4f}", lr=f"{lr:.2e}", refresh=False)
+    if not losses:
+        raise TrainingError(f"epoch {epoch}: the loss overflows in float16 in all batches. {FLOAT16_REMEDY}")
     seconds = time.monotonic() - started
+    scaling = {"loss_scale": learner.scaler.get_scale(), "skipped_steps": skipped}
     return {
         "train_loss": float(np.mean(losses)),
         "lr": lr,
         "images_per_second": images / seconds,
         "broken": broken,
+        **(scaling if learner.scaler.is_enabled() else {}),
         "seconds": seconds,
     }
 
 
+def _check_finite(learner: Learner, step: Step, batch: Batch, place: str, crops: Crops) -> None:
+    """Raise TrainingError if a loss is not finite, or if so many steps were skipped that no further one helps."""
+    if step.skipped and learner.scaler.get_scale() < MIN_LOSS_SCALE:
+        reason = f"the gradient overflows in float16, even with a loss scale of {MIN_LOSS_SCALE:g}"
+        raise TrainingError(f"{place}: {reason}. {FLOAT16_REMEDY}")
+    if not step.skipped and not math.isfinite(step.loss):
+        names = [crops.name(row) for rows in learner.dist.all_gather(batch.rows.tolist()) for row in rows]
+        remedy = "Lower the learning rate" + ("" if learner.amp_dtype is None else ", or use --opt-level O0")
+        raise TrainingError(
+            f"{place}: the loss or its gradient is {step.loss} ({abbreviate(names)}). {remedy}. The checkpoints of "
+            "earlier epochs are intact"
+        )
+
+
 def train_step(learner: Learner, batch: Batch, lr: float) -> Step:
-    """Take one optimizer step with the learning rate `lr`, unless the loss or its gradient is not finite."""
+    """Take one optimizer step with the learning rate `lr`, unless the loss or its gradient is not finite.
+
+    With loss scaling (float16), such a step is skipped and the loss scale halved. The decision is the same in all
+    processes, because the loss is summed and the gradients are averaged over them.
+    """
     for group in learner.optimizer.param_groups:
         group["lr"] = lr
+    statistics = [buffer.clone() for buffer in learner.network.buffers()] if learner.scaler.is_enabled() else []
     loss = _backward(learner, batch)
-    sums = torch.stack([loss, loss.new_tensor(len(batch.labels)), loss.new_tensor(len(batch.broken))])
+    sums = torch.stack([loss, loss.new_tensor(len(batch.labels)), loss.new_tensor(batch.broken_images)])
     total, images, broken = learner.dist.all_reduce(sums).tolist()
-    if math.isfinite(total):
-        norm = _update_weights(learner)
-        if not math.isfinite(norm) and not learner.scaler.is_enabled():
-            total = norm
-    return Step(total, round(images), round(broken))
+    counts = round(images), round(broken)
+    if not math.isfinite(total):
+        if statistics:  # of a forward pass that overflowed; they would stay infinite
+            for buffer, before in zip(learner.network.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        return Step(total, *counts, skipped=_skip_step(learner))
+    norm = _update_weights(learner)
+    if math.isfinite(norm):
+        return Step(total, *counts)
+    skipped = _skip_step(learner)
+    return Step(total if skipped else norm, *counts, skipped)
+
+
+def _skip_step(learner: Learner) -> bool:
+    """Discard the gradient and lower the loss scale. Return False without loss scaling, where this does not help."""
+    scaler = learner.scaler
+    if scaler.is_enabled():
+        scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+        learner.optimizer.zero_grad()
+    return scaler.is_enabled()
 
 
 def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
@@ -245,8 +290,12 @@ def score_crops(
     all_rows, all_scores = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
     all_broken = sum(part[2] for part in parts)
     check_broken(all_broken, all_broken + len(all_rows))
-    if not len(all_rows) or not np.isfinite(all_scores).all():
-        raise TrainingError("validation: scores are not finite. Use an earlier checkpoint, or --opt-level O0")
+    if not len(all_rows):
+        raise TrainingError(f"--crops-dir: none of {all_broken} images can be read. Repair them, see above")
+    if not np.isfinite(all_scores).all():
+        # Only training has mixed precision and the option.
+        remedy = "Use an earlier checkpoint" + ("" if amp_dtype is None else ", or --opt-level O0")
+        raise TrainingError(f"validation: scores are not finite. {remedy}")
     return all_rows, all_scores
 
 
@@ -261,7 +310,7 @@ def _update_weights(learner: Learner) -> float:
     learner.scaler.unscale_(learner.optimizer)
     parameters = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
     norm = clip_grad_norm_(parameters, learner.clip_norm).item()
-    if not math.isfinite(norm) and not learner.scaler.is_enabled():  # the scaler skips such a step itself
+    if not math.isfinite(norm):
         return norm
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()

@@ -15,15 +15,16 @@ from training.datasets.folds import SampleIndex, epoch_order
 SAMPLES = 40
 
 
-def write_preview(dataset: ClassifierDataset, path: Path, count: int = SAMPLES) -> None:
+def write_preview(dataset: ClassifierDataset, path: Path, oversample: bool = True, count: int = SAMPLES) -> None:
     """Write the first samples of epoch 0 with their masks as a PNG, and print its path.
 
     Args:
         dataset: training samples; it must return masks.
         path: PNG to write.
+        oversample: whether an epoch has as many fakes as reals, see `training.datasets.folds.epoch_order`.
         count: number of samples.
     """
-    order = epoch_order(dataset.source.crops.fake[dataset.rows], dataset.seed, epoch=0)
+    order = epoch_order(dataset.source.crops.fake[dataset.rows], dataset.seed, epoch=0, oversample=oversample)
     samples = []
     for place, index in enumerate(order[:count]):
         batch = dataset[SampleIndex(int(dataset.rows[index]), 0, place)]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.device import device_errors
 from preprocessing.crops import MarginCrop
 from training.datasets.classifier_dataset import CropSource, ValidationDataset
 from training.datasets.folds import validation_rows
@@ -19,6 +20,9 @@ from training.tools.checkpoint import Recipe, load_network
 from training.tools.distributed import init_distributed
 from training.tools.metrics import VideoScores
 from training.zoo.classifiers import DeepFakeClassifier
+
+# What to do if memory runs out or the device fails.
+REMEDY = "Lower --batch-size or use --device cpu"
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +86,6 @@ def score_fold(args: argparse.Namespace, fold: Fold) -> tuple[np.ndarray, np.nda
         Rows (n,) of the crops in the order they were scored, and their probabilities (n,) of being fake.
     """
     dataset = ValidationDataset(fold.source, fold.recipe.size, fold.padding_part)
-    with init_distributed(args.device) as dist:
+    with init_distributed(args.device) as dist, device_errors(REMEDY):
         batches = build.build_validation_loader(dataset, fold.rows, args.batch_size, args.workers, dist)
         return score_crops(fold.network.to(dist.device), fold.recipe, batches, dist)

@@ -66,11 +66,13 @@ def score_submission(submission: Path, labels: Path, half: str | None = None) ->
 def read_submission(path: Path) -> dict[str, float]:
     """Return the scores of a submission by file name without folders. Raises EvaluationError."""
     try:
-        table = pd.read_csv(path, dtype={"filename": str}, keep_default_na=False)
+        # As objects, which may hold the bytes of file names that are not valid UTF-8.
+        types = {"filename": object}
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, encoding_errors="surrogateescape")
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path}: cannot be read as CSV ({error})") from None
     if not {"filename", "label"} <= set(table):
-        raise EvaluationError(f"{path}: needs the columns filename and label, but has {', '.join(table)}")
+        raise EvaluationError(f"{path}: needs the columns filename and label, but has {abbreviate(list(table))}")
     scores = pd.to_numeric(table["label"], errors="coerce")
     bad = table["filename"][~scores.between(0, 1)]
     if len(bad):

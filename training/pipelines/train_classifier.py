@@ -49,7 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         default=0,
         help="number of initial epochs in which the encoder is frozen",
     )
-    add("--seed", type=cli.not_negative, default=777, help="random seed")
+    add("--seed", type=options.seed, default=777, help="random seed")
     add = parser.add_argument_group("data").add_argument
     add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
     add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from common.allocator import keep_freed_memory
+from common.device import device_errors
 from common.files import make_folder
 from common.text import plural
 from training.pipelines import build
@@ -24,6 +26,9 @@ from training.tools.config import Config, read_config
 from training.tools.distributed import Distributed, init_distributed
 from training.tools.log import EpochLog
 from training.tools.metrics import VideoScores, class_losses, evaluate
+
+# What to do if memory runs out or the device fails.
+REMEDY = "Lower optimizer.batch_size, raise optimizer.accumulate or lower --workers, and run the same command again"
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +42,14 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     """
     config = read_config(args.config, changes)
     if args.preview:
-        write_preview(build.build_training_dataset(args, config, masks=True), args.preview)
+        dataset = build.build_training_dataset(args, config, masks=True)
+        write_preview(dataset, args.preview, oversample=not args.no_oversample)
         return 0
     for folder in (args.output_dir, args.logdir):
         make_folder(folder)
     name = f"{args.prefix}{config.network}_{config.encoder}_{args.fold}"
     checkpoints = Checkpoints(args.output_dir, name, every_epoch=args.keep == "all")
-    with init_distributed(args.device) as dist:
+    with init_distributed(args.device) as dist, device_errors(REMEDY):
         logging.getLogger().setLevel(logging.INFO if dist.is_main_process else logging.WARNING)
         best = _start_or_resume(args, config, checkpoints, dist)
         if dist.is_main_process:
@@ -114,13 +120,18 @@ def train(
         if (epoch + 1) % args.test_every == 0 or epoch == last:
             scores = validate(learner, data)
             metrics |= validation_metrics(scores)
-            if best.bce is None or metrics["bce"] < best.bce:
+            if is_better(metrics["bce"], best):
                 best = Best(epoch, metrics["bce"])
         if epoch_log:
             epoch_log.add(metrics)
             path = checkpoints.save(learner, epoch, best, settings, scores)
             print(f"{summarize(metrics, last + 1, best)} | {path}", flush=True)
     return best
+
+
+def is_better(bce: float, best: Best) -> bool:
+    """Return whether an epoch's bce is lower than the best so far. NaN never is: every later epoch would lose to it."""
+    return math.isfinite(bce) and (best.bce is None or bce < best.bce)
 
 
 def validate(learner: Learner, data: build.Data) -> VideoScores:
@@ -144,6 +155,8 @@ def summarize(metrics: Mapping[str, Any], epochs: int, best: Best) -> str:
     ).format(number=metrics["epoch"] + 1, epochs=epochs, **metrics)
     if metrics["broken"]:
         text += f", {plural(metrics['broken'], 'broken image')}"
+    if metrics.get("skipped_steps"):
+        text += f", {plural(metrics['skipped_steps'], 'skipped step')} (loss scale {metrics['loss_scale']:g})"
     if "bce" in metrics:
         values = [
             f"{name} {metrics[name]:.4f}"

@@ -11,7 +11,8 @@ import pickle
 import re
 import sys
 import warnings
-from dataclasses import asdict, dataclass, field
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -24,11 +25,9 @@ from common import __version__, cli
 from common.errors import UserError
 from common.files import atomic_file
 from common.text import abbreviate
-from preprocessing.crops import CROP_TYPES, MarginCrop, SquareCrop
+from training.tools.recipe import Recipe
 from training.zoo import build_network
 from training.zoo.classifiers import DeepFakeClassifier
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # What the released files contain besides tensors: `bce_best` is a NumPy scalar, pickled under NumPy's old or new name.
 NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -39,6 +38,9 @@ SAFE_GLOBALS = [
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,
 ]
+# dtypes that a network's floating-point and integer weights may be stored in.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class CheckpointError(UserError):
@@ -48,81 +50,30 @@ class CheckpointError(UserError):
         super().__init__(f"{path}: {reason}")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The network of a checkpoint and its input. The defaults are those of the released checkpoints.
-
-    Attributes:
-        network: key of `training.zoo.NETWORKS`.
-        encoder: key of `training.zoo.ENCODERS`.
-        size: side of the square input in pixels.
-        mean: mean of the RGB channels in 0 to 1, for normalization.
-        std: standard deviation of the RGB channels in 0 to 1, for normalization.
-        crop: the part of the frame around a face.
-    """
-
-    network: str = "DeepFakeClassifier"
-    encoder: str = "tf_efficientnet_b7_ns"
-    size: int = 380
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    crop: MarginCrop | SquareCrop = field(default_factory=MarginCrop)
-
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalize uint8 (n, size, size, 3) to float32 (n, 3, size, size) in channels-last memory format."""
-        mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
-        return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as it is stored in a checkpoint."""
-        return {**asdict(self), "crop": {"kind": self.crop.kind, **asdict(self.crop)}}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Make a recipe from the result of `to_dict`. Raises KeyError, TypeError or ValueError if it is not one."""
-        crop = dict(values["crop"])
-        mean, std = (tuple(float(channel) for channel in values[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or int(values["size"]) < 32:
-            raise ValueError(f"mean {mean}, std {std}, size {values['size']}")
-        return cls(
-            network=values["network"],
-            encoder=values["encoder"],
-            size=int(values["size"]),
-            mean=mean,
-            std=std,
-            crop=CROP_TYPES[crop.pop("kind")](**crop),
-        )
-
-
 def load_network(path: str | Path) -> tuple[DeepFakeClassifier, Recipe]:
     """Load the network of a checkpoint, in float32 on the CPU and in evaluation mode, and its recipe.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not a checkpoint, would run code, has the weights of a network
-            other than its recipe's, or weights that are not finite.
+        CheckpointError: the file is missing, damaged, not a checkpoint, would run code, has a recipe with unusable
+            values, the weights of a network other than its recipe's, or weights of another type or that are not finite.
     """
     checkpoint = read_checkpoint(path)
     try:
         recipe = Recipe.from_dict(checkpoint["recipe"]) if "recipe" in checkpoint else Recipe()
-        with torch.device("meta"):  # skips random initialization; the file's weights replace these
-            network = build_network(recipe.network, recipe.encoder)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"its recipe cannot be used ({error!r}). Use the version of this project that wrote it"
+    except ValueError as error:
+        reason = f"its recipe cannot be used ({error}). Use the version of this project that wrote it"
         raise CheckpointError(path, reason) from None
+    with torch.device("meta"):  # skips random initialization; the file's weights replace these
+        network = build_network(recipe.network, recipe.encoder)
     state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
-    _check_fit(path, state, network, recipe, has_recipe="recipe" in checkpoint)
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    not_finite = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if not_finite:
-        raise CheckpointError(
-            path, f"has values that are not finite in {abbreviate(not_finite, 2)}. Use an earlier checkpoint"
-        )
+    why = "its recipe" if "recipe" in checkpoint else "the released format, because it has no recipe"
+    state = fit_weights(path, state, network, f"{recipe.network} with {recipe.encoder} ({why})")
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval(), recipe
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; `state_dict` is a dict of tensors.
+    """Read a checkpoint on the CPU; `state_dict` is a dict of tensors of any kind, see `fit_weights`.
 
     Raises:
         CheckpointError: the file is missing, damaged, not a checkpoint, or would run code.
@@ -145,20 +96,21 @@ def load_encoder(encoder: EfficientNet, path: str | Path) -> None:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     of_encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     head = {f"classifier.{key}": value for key, value in encoder.get_classifier().state_dict().items()}
-    try:
-        encoder.load_state_dict({**head, **(of_encoder or state)}, strict=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise CheckpointError(path, f"does not fit the configuration's encoder: {first}") from None
+    state = fit_weights(path, {**head, **(of_encoder or state)}, encoder, "the configuration's encoder")
+    encoder.load_state_dict(state, strict=True)
 
 
 def _read(path: str | Path) -> Any:
     """Read a file that PyTorch wrote, on the CPU. Raises CheckpointError."""
     if not Path(path).is_file():
         raise CheckpointError(path, "no such checkpoint")
+    if _is_inflated(path):
+        raise CheckpointError(
+            path, "its content is larger than the file, which PyTorch never writes. Download it again"
+        )
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            warnings.simplefilter("ignore")  # about pickle protocols, and about tensors that are refused later
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)|unrecognized function (\S+)", str(error))
@@ -169,6 +121,15 @@ def _read(path: str | Path) -> Any:
     except Exception as error:  # noqa: BLE001 torch.load raises many types for damaged files
         reason = f"truncated, damaged or not a checkpoint ({type(error).__name__}). Download it again"
         raise CheckpointError(path, reason) from None
+
+
+def _is_inflated(path: str | Path) -> bool:
+    """Return whether a file is an archive whose parts are compressed or overlap, and so could take all memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(part.file_size for part in archive.infolist()) > Path(path).stat().st_size
+    except Exception:  # noqa: BLE001 zipfile raises many types for damaged files, and PyTorch reads other formats
+        return False
 
 
 def _is_state_dict(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
@@ -197,24 +158,93 @@ def save_checkpoint(path: str | Path, state_dict: dict[str, torch.Tensor], recip
             raise error.__context__ if isinstance(error.__context__, OSError) else error  # noqa: B904
 
 
-def _check_fit(
-    path: str | Path, state: dict[str, torch.Tensor], network: nn.Module, recipe: Recipe, has_recipe: bool
-) -> None:
-    """Raise CheckpointError with the first differences if a state dict does not fit a network."""
+def fit_weights(
+    path: str | Path, state: Mapping[str, torch.Tensor], network: nn.Module, name: str
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint in the dtypes of a network, which may be on the meta device.
+
+    Args:
+        path: the checkpoint.
+        state: its weights, under the network's names.
+        network: the network that they are for.
+        name: what the network is, for messages.
+
+    Raises:
+        CheckpointError: names, shapes or kinds of dtypes differ, or a weight is not a dense tensor or not finite.
+    """
     expected = network.state_dict()
+    _check_plain(path, state)
+    _check_fit(path, state, expected, name)
+    converted = {key: _plain(value, expected[key].dtype) for key, value in state.items()}
+    check_finite(path, converted)
+    return converted
+
+
+def check_finite(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError if a tensor has values that are not finite."""
+    not_finite = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if not_finite:
+        reason = f"has values that are not finite in {abbreviate(not_finite, 2)}. Use an earlier checkpoint"
+        raise CheckpointError(path, reason)
+
+
+def _check_plain(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError if a tensor is not dense and in memory: sparse, quantized, nested or without data."""
+    odd = [key for key, value in tensors.items() if not is_plain(value)]
+    if odd:
+        raise CheckpointError(path, f"has weights that are not dense tensors: {abbreviate(odd, 2)}. Use another file")
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is dense and on the CPU, and not of a subclass with behavior of its own."""
+    return (
+        type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and not tensor.is_nested
+    )
+
+
+def is_same_kind(dtype: torch.dtype, expected: torch.dtype) -> bool:
+    """Return whether weights of one dtype may be converted to another: both floating-point or both integers."""
+    return dtype in (FLOATS if expected.is_floating_point else INTEGERS)
+
+
+def _plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert a tensor; the result has no gradient, and its elements do not share memory."""
+    tensor = tensor.detach().resolve_neg().to(dtype)
+    # Keep the memory format: it decides which kernels run, and so the rounding of the scores.
+    dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    return tensor if dense else tensor.contiguous()
+
+
+def _check_fit(
+    path: str | Path, state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str
+) -> None:
+    """Raise CheckpointError with the first differences if a state dict does not fit a network's."""
+    common = [key for key in expected if key in state]
     differences = {
         "missing": [key for key in expected if key not in state],
         "unknown": [key for key in state if key not in expected],
         "of another shape": [
             f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in expected
-            if key in state and state[key].shape != expected[key].shape
+            for key in common
+            if state[key].shape != expected[key].shape
+        ],
+        "of another type": [
+            f"{key} {_dtype_name(state[key].dtype)} instead of {_dtype_name(expected[key].dtype)}"
+            for key in common
+            if not is_same_kind(state[key].dtype, expected[key].dtype)
         ],
     }
     found = [f"{len(keys)} {kind} ({abbreviate(keys, 2)})" for kind, keys in differences.items() if keys]
     if found:
-        why = "its recipe" if has_recipe else "the released format, because it has no recipe"
-        raise CheckpointError(path, f"does not fit {recipe.network} with {recipe.encoder} ({why}): {'; '.join(found)}")
+        raise CheckpointError(path, f"does not fit {name}: {'; '.join(found)}")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -232,12 +262,18 @@ def main(args: argparse.Namespace) -> int:
         try:
             recipe = load_network(path)[1]
             if args.released and recipe != Recipe():
-                raise CheckpointError(path, f"not a released checkpoint, but {recipe}")
+                raise CheckpointError(path, f"not a released checkpoint: {_differences(recipe, Recipe())}")
             print(f"{path}: {recipe.network} with {recipe.encoder}, input {recipe.size} x {recipe.size}")
         except CheckpointError as error:
             print(error, file=sys.stderr)
             status = cli.CANNOT_CONTINUE
     return status
+
+
+def _differences(recipe: Recipe, expected: Recipe) -> str:
+    """Format how a recipe differs from another."""
+    values, others = recipe.to_dict(), expected.to_dict()
+    return ", ".join(f"{key} is {values[key]} instead of {others[key]}" for key in values if values[key] != others[key])
 
 
 if __name__ == "__main__":

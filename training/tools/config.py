@@ -7,6 +7,7 @@ what is allowed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,22 +18,24 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from common.errors import UserError
+from common.text import shorten
 from preprocessing.crops import CROP_TYPES, MARGIN, MarginCrop, SquareCrop
 from training.losses import LOSSES, MASK_LOSS
-from training.tools.checkpoint import Recipe
 from training.tools.optimizers import OPTIMIZERS
-from training.tools.schedulers import SCHEDULES, Schedule
+from training.tools.recipe import CROPS, MEANS, SIZES, STDS, Recipe, check_size
+from training.tools.schedulers import SCHEDULES, Count, Schedule
 from training.zoo import ENCODERS, NETWORKS
 from training.zoo.unet import EfficientUnetClassifier
+
+# Longest part of a wrong value that is repeated in an error.
+MAX_VALUE = 100
 
 
 class ConfigError(UserError):
@@ -50,10 +53,17 @@ def one_of(names: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def within(bounds: tuple[float, float]) -> Any:
+    """Return a field that accepts numbers within these bounds."""
+    return Field(ge=bounds[0], le=bounds[1])
+
+
 Model = TypeVar("Model", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
+Mean = Annotated[float, within(MEANS)]
+Std = Annotated[float, within(STDS)]
 LossName = Annotated[str, one_of([*LOSSES, MASK_LOSS])]
 
 
@@ -75,7 +85,7 @@ class ScheduleConfig(Section):
 
     type: Annotated[str, one_of(SCHEDULES)]
     mode: Literal["step", "epoch"] = "step"
-    epochs: PositiveInt
+    epochs: Count
     params: dict[str, Any] = {}
 
     def build(self) -> Schedule:
@@ -98,7 +108,7 @@ class OptimizerConfig(Section):
         accumulate: number of parts that a batch is divided into to save memory; the gradient is that of the batch.
     """
 
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[Count, Field(ge=2)]
     type: Annotated[str, one_of(OPTIMIZERS)]
     learning_rate: PositiveFloat
     momentum: Fraction = 0.0
@@ -106,7 +116,7 @@ class OptimizerConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     schedule: ScheduleConfig
     clip_norm: PositiveFloat = 1.0
-    accumulate: PositiveInt = 1
+    accumulate: Count = 1
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
@@ -128,8 +138,8 @@ class NormalizeConfig(Section):
         std: standard deviation of R, G and B.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
 
 
 class MarginConfig(Section):
@@ -141,7 +151,7 @@ class MarginConfig(Section):
     """
 
     kind: Literal["margin"] = "margin"
-    margin: PositiveFloat = MARGIN
+    margin: Annotated[float, within(CROPS["margin"]["margin"])] = MARGIN
 
 
 class SquareConfig(Section):
@@ -154,8 +164,8 @@ class SquareConfig(Section):
     """
 
     kind: Literal["square"] = "square"
-    side: PositiveFloat
-    center: float
+    side: Annotated[float, within(CROPS["square"]["side"])]
+    center: Annotated[float, within(CROPS["square"]["center"])]
 
 
 class AugmentationConfig(Section):
@@ -186,7 +196,7 @@ class AugmentationConfig(Section):
     gray_p: Probability = 0.2
     shift: Probability = 0.1
     scale: Fraction = 0.2
-    rotate: NonNegativeInt = 10
+    rotate: Annotated[int, Field(ge=0, le=180)] = 10
     affine_p: Probability = 0.5
 
     @model_validator(mode="after")
@@ -225,13 +235,13 @@ class Config(Section):
 
     network: Annotated[str, one_of(NETWORKS)]
     encoder: Annotated[str, one_of(ENCODERS)]
-    size: Annotated[int, Field(ge=32)]
-    batches_per_epoch: PositiveInt
+    size: Annotated[int, within(SIZES)]
+    batches_per_epoch: Count
     fp16: bool
     optimizer: OptimizerConfig
     normalize: NormalizeConfig
     losses: Annotated[dict[LossName, PositiveFloat], Field(min_length=1)]
-    ohem_samples: PositiveInt | None = None
+    ohem_samples: Count | None = None
     pretrained: bool | str = False
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     channels_last: bool = True
@@ -248,8 +258,7 @@ class Config(Section):
             raise ValueError(
                 f"losses: {self.network} {'needs' if predicts_mask else 'predicts no mask and cannot use'} {MASK_LOSS}"
             )
-        if predicts_mask and self.size % 32:
-            raise ValueError(f"size: {self.network} needs a multiple of 32, not {self.size}")
+        check_size(self.network, self.size)
         if not set(self.losses) & set(LOSSES):
             raise ValueError(f"losses: at least one of {', '.join(LOSSES)} is needed")
         if self.ohem_samples and self.optimizer.accumulate > 1:
@@ -288,7 +297,10 @@ def read_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
     """
     values = _read_json(path)
     if isinstance(values.get("pretrained"), str):
-        values["pretrained"] = str((Path(path).parent / values["pretrained"]).resolve())
+        try:
+            values["pretrained"] = os.path.realpath(Path(path).parent / values["pretrained"])
+        except ValueError:  # a null character or a surrogate
+            raise ConfigError(f"{path}: pretrained: {values['pretrained']!r} is not a path. Correct it") from None
     for key, value in (changes or {}).items():
         _change(values, key, value)
     config = _validate(path, Config, values)
@@ -323,6 +335,8 @@ def _validate(path: str | Path, model: type[Model], values: dict[str, Any], pref
     """Validate JSON values with a pydantic model. Raises ConfigError, whose message has `prefix` before each key."""
     try:
         return model.model_validate_json(json.dumps(values))
+    except RecursionError:
+        raise ConfigError(f"{path}: values are nested too deeply. Check it and --set") from None
     except ValidationError as error:
         lines = (f"{path}: {prefix}{_explain(details, model)}" for details in error.errors())
         raise ConfigError("\n".join(lines)) from None
@@ -337,6 +351,6 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         message = f"unknown key. Allowed: {', '.join(section.model_fields)}"
     elif error["type"] == "missing":
         message = "is missing"
-    elif not isinstance(error["input"], dict):
-        message += f", not {json.dumps(error['input'])}"
+    elif error["type"] != "json_invalid" and not isinstance(error["input"], dict):
+        message += f", not {shorten(json.dumps(error['input']), MAX_VALUE)}"
     return ": ".join(filter(None, (".".join(location), message)))

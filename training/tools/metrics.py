@@ -63,8 +63,14 @@ class VideoScores(NamedTuple):
 
 
 def write_scores(path: Path, scores: VideoScores) -> None:
-    """Write a CSV file with the columns video, label (1 = fake), score and frames."""
-    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+    """Write a CSV file with the columns video, label (1 = fake), score and frames. Raises OutputError.
+
+    Names of videos that are not valid UTF-8 keep their bytes.
+    """
+    with (
+        atomic_file(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("video", "label", "score", "frames"))
         columns = (scores.videos, scores.fake.astype(int), scores.scores, scores.frames)

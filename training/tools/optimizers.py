@@ -18,6 +18,12 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "FusedSGD": ("momentum", "nesterov"),
     "FusedAdam": (),
 }
+# PyTorch's optimizers that keep a state for every parameter -> the names in it.
+STATE_NAMES = {
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "RMSprop": {"step", "square_avg"},
+}
 
 
 class OptimizerError(UserError):
@@ -44,6 +50,14 @@ def build_optimizer(
         supported["adam_w_mode"] = False  # apex defaults to AdamW
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return _optimizer_class(name)(trained, lr=lr, weight_decay=weight_decay, **supported)
+
+
+def state_names(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Return the names that the state of each parameter must have."""
+    name = type(optimizer).__name__
+    # SGD accepts a state without its momentum.
+    momentum = {"momentum_buffer"} if name == "RMSprop" and optimizer.defaults["momentum"] else set()
+    return STATE_NAMES.get(name, set()) | momentum
 
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

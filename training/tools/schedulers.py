@@ -10,7 +10,11 @@ import math
 from abc import abstractmethod
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+
+# Numbers of steps, epochs or samples. The limit is that of the tensors that they are compared with.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Schedule(BaseModel):
@@ -26,7 +30,7 @@ class Schedule(BaseModel):
 class Poly(Schedule):
     """Polynomial decay to 0 at `max_iter`: initial_lr * (1 - t / max_iter) ** power."""
 
-    max_iter: PositiveInt
+    max_iter: Count
     power: PositiveFloat = 0.9
 
     def lr(self, initial_lr: float, t: int) -> float:
@@ -36,7 +40,7 @@ class Poly(Schedule):
 class Step(Schedule):
     """Multiplication by `gamma` every `step_size` steps or epochs."""
 
-    step_size: PositiveInt
+    step_size: Count
     gamma: PositiveFloat = 0.1
 
     def lr(self, initial_lr: float, t: int) -> float:
@@ -46,7 +50,7 @@ class Step(Schedule):
 class MultiStep(Schedule):
     """Multiplication by `gamma` at each milestone."""
 
-    milestones: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    milestones: Annotated[tuple[CountOrZero, ...], Field(min_length=1)]
     gamma: PositiveFloat = 0.1
 
     def lr(self, initial_lr: float, t: int) -> float:
@@ -70,8 +74,8 @@ class Cyclic(Schedule):
 
     max_lr: PositiveFloat
     base_lr: PositiveFloat | None = None
-    step_size_up: PositiveInt = 2000
-    step_size_down: PositiveInt | None = None
+    step_size_up: Count = 2000
+    step_size_down: Count | None = None
 
     def lr(self, initial_lr: float, t: int) -> float:
         base = self.base_lr or initial_lr
@@ -84,7 +88,7 @@ class Cyclic(Schedule):
 class Linear(Schedule):
     """Linear change from `start_factor` to `end_factor` times the initial learning rate within `total_iters`."""
 
-    total_iters: PositiveInt
+    total_iters: Count
     start_factor: Annotated[float, Field(ge=0)] = 1.0
     end_factor: Annotated[float, Field(ge=0)] = 0.0
 
@@ -99,8 +103,8 @@ class Cosine(Schedule):
     CosineAnnealingLR, it has a warm-up and stays at 0 after `total_iters`.
     """
 
-    total_iters: PositiveInt
-    warmup_iters: NonNegativeInt = 0
+    total_iters: Count
+    warmup_iters: CountOrZero = 0
 
     def lr(self, initial_lr: float, t: int) -> float:
         if t < self.warmup_iters:
