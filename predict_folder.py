@@ -103,7 +103,13 @@ def main(args: argparse.Namespace) -> int:
     submission.check_outputs([args.output, progress, *([args.details] if args.details else [])], found.videos)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
 
-    # Imported only after the arguments have been checked, because loading PyTorch takes seconds.
+    # Imported only after the arguments have been checked, because loading PyTorch takes seconds. Meanwhile, the
+    # decoders start.
+    from inference.decoder import Decoder, default_workers
+
+    limits = Limits(args.max_pixels, args.decoder_memory, args.timeout)
+    decoders = [Decoder(limits) for _ in range(args.workers or default_workers())]
+
     from inference.ensemble import Ensemble
     from inference.predictor import Predictor
     from preprocessing.faces import FaceDetector
@@ -113,8 +119,7 @@ def main(args: argparse.Namespace) -> int:
     ensemble = Ensemble(checkpoints, args.device, args.precision)
     scale = None if args.detector_scale == "auto" else args.detector_scale
     detector = FaceDetector("inference", ensemble.device, scale)
-    limits = Limits(args.max_pixels, args.decoder_memory, args.timeout)
-    predictor = Predictor(ensemble, detector, args.strategy, args.frames, args.workers, args.batch_size, limits)
+    predictor = Predictor(ensemble, detector, args.strategy, args.frames, args.batch_size, decoders)
     settings = {
         "version": submission.RECORD_VERSION,
         "models": [submission.sha256(path) for path in checkpoints],

@@ -11,6 +11,8 @@ usage: $0 DATA_ROOT [options]
   --workers N          number of worker processes
   --layout L           layout of the dataset's files: auto, dfdc, ffpp or celebdf
   --crops-dir DIR      folder of the crops within DATA_ROOT
+  --max-pixels N       largest frame, width x height
+  --timeout SECONDS    fail a clip when decoding makes no progress for this long
   --preview N          write contact sheets of N crops, landmarks and masks to DATA_ROOT/previews/
   --retry-failed       re-run the clips that failed in an earlier run
   --overwrite          start over instead of resuming an earlier run

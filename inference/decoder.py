@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ from preprocessing.video import VideoError
 # Exit status of a worker process that its watchdog has ended.
 STALLED = 1
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def default_workers() -> int:
+    """Return the number of videos to decode concurrently: one per two CPU cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, (cores + 1) // 2)
 
 
 class VideoInfo(NamedTuple):
@@ -60,7 +67,7 @@ class StartOver(Exception):
 
 
 class Decoder:
-    """A worker process that decodes one video at a time. It is replaced when it dies.
+    """A worker process that decodes one video at a time. It starts at once, and is replaced when it dies.
 
     Args:
         limits: what decoding a video may take.
@@ -113,9 +120,8 @@ class Decoder:
             del image, pixels  # before the next one is read
 
     def kill(self) -> None:
-        """Kill the worker process. The next call starts another one."""
-        self._process.kill()
-        self._process.wait()
+        """Kill the worker process. The next video starts another one."""
+        _end(self._process)
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
@@ -130,6 +136,7 @@ class Decoder:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        weakref.finalize(self, _end, self._process)
 
     def _wait_until_ready(self) -> None:
         try:
@@ -169,3 +176,8 @@ class Decoder:
             else:
                 reason = f"the decoder crashed (exit status {status}). The file is damaged, or made to crash it"
             raise VideoError(self._path, reason) from None
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()

@@ -74,8 +74,8 @@ class Server:
 
     def serve(self) -> None:
         """Decode videos until the connection closes."""
-        self._send("ready")
         try:
+            self._send("ready")
             while True:
                 path, count = json.loads(self.connection.recv_bytes())
                 self._send_video(path, count)

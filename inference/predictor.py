@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from common.allocator import return_freed_memory
 from common.device import device_errors
 from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
-from inference.decoder import Decoder, SampledFrame, StartOver, VideoInfo
+from inference.decoder import Decoder, SampledFrame, StartOver, VideoInfo, default_workers
 from inference.ensemble import BATCH_SIZE, CropSpec, Ensemble
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
@@ -158,9 +157,8 @@ class Predictor:
         detector: the face detector.
         strategy: name of the aggregation, a key of STRATEGIES.
         frames: number of frames sampled per video.
-        workers: number of videos decoded concurrently; None chooses by the number of CPU cores.
         batch_size: number of faces per forward pass, at most MAX_BATCH; None chooses by the device.
-        limits: what decoding a video may take.
+        decoders: each decodes one video at a time; None starts `default_workers()` with the default limits.
     """
 
     def __init__(
@@ -169,17 +167,15 @@ class Predictor:
         detector: FaceDetector,
         strategy: str = "confident",
         frames: int = FRAMES,
-        workers: int | None = None,
         batch_size: int | None = None,
-        limits: Limits | None = None,
+        decoders: Sequence[Decoder] | None = None,
     ):
         self.ensemble = ensemble
         self.detector = detector
         self.aggregate = STRATEGIES[strategy]
         self.frames = frames
-        self.workers = workers or max(1, min(8, (torch.get_num_threads() + 1) // 2))
         self.batch_size = min(batch_size or BATCH_SIZE.get(ensemble.device.type, 1), MAX_BATCH)
-        self.limits = limits or Limits()
+        self.decoders = decoders or [Decoder(Limits()) for _ in range(default_workers())]
 
     def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
         """Yield one VideoScore per path, in order. A video that cannot be read gets a status that says so.
@@ -188,25 +184,26 @@ class Predictor:
             ScoreError: a network's output is not finite.
             DeviceError: the device fails or is out of memory.
         """
-        decoders = [Decoder(self.limits) for _ in range(self.workers)]
-        decoding = ThreadPoolExecutor(self.workers, "decode")
+        decoding = ThreadPoolExecutor(len(self.decoders), "decode")
         detecting = ThreadPoolExecutor(1, "detect")
+        finished = False
         try:
-            chunks = self._chunks(map(Path, paths), decoders, decoding)
+            chunks = self._chunks(map(Path, paths), decoding)
             if self.ensemble.device.type == "cpu":  # detection and classification would compete for the same cores
                 detected: Iterator[_Chunk] = map(self._detect, chunks)
             else:
                 detected = _map_ahead(detecting, self._detect, chunks, 1)
             yield from map(self._result, self._classify(detected))
+            finished = True
         finally:
-            for decoder in decoders:
+            for decoder in () if finished else self.decoders:
                 decoder.kill()  # ends a thread's wait for the next frame
             for pool in (decoding, detecting):
                 pool.shutdown(cancel_futures=True)
 
-    def _chunks(self, paths: Iterator[Path], decoders: Sequence[Decoder], pool: ThreadPoolExecutor) -> Iterator[_Chunk]:
+    def _chunks(self, paths: Iterator[Path], pool: ThreadPoolExecutor) -> Iterator[_Chunk]:
         """Yield the chunks of all videos in order. One chunk per decoder is read ahead, but not after a large one."""
-        idle = deque(decoders)
+        idle = deque(self.decoders)
         reading: deque[tuple[Iterator[_Chunk], Decoder, Future[_Chunk]]] = deque()
 
         def start_idle() -> None:

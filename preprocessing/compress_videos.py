@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
 
 def rate_factor(clip: str, seed: int) -> int:
     """Sample one of RATE_FACTORS for a clip. It depends on the clip's id and the seed only."""
-    return int(np.random.default_rng([seed, zlib.crc32(clip.encode())]).choice(RATE_FACTORS))
+    return int(np.random.default_rng([seed, zlib.crc32(clip.encode(errors="surrogatepass"))]).choice(RATE_FACTORS))
 
 
 def compress(path: Path, output: Path, crf: int, max_pixels: int = MAX_PIXELS) -> Outcome:

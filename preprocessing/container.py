@@ -99,7 +99,10 @@ def demux(container: InputContainer, stream: VideoStream, report: Callable[[str]
             with native_call():
                 packet = next(packets, None)
         except MemoryError:
-            raise
+            # FFmpeg also raises this for a packet with an absurd size, but none is larger than its file.
+            bytearray(max(container.size, 0))  # raises it again if memory is short
+            report("reading stopped early (a packet with an absurd size)")
+            return
         except av.FFmpegError as error:
             report(f"reading stopped early ({error.strerror})")
             return

@@ -57,8 +57,6 @@ def detect(path: Path, output: Path, scale: float | str, device: str, max_pixels
     notes = clip.notes.copy()
     if lost:
         notes.append(f"frames that cannot be decoded: {abbreviate([str(frame) for frame in lost])}")
-    if clip.lost:
-        notes.append(f"truncated: {clip.total} of {clip.total + clip.lost} frames remain")
     counts = {"frames": len(boxes), "faces": faces, "lost_frames": len(lost) + clip.lost}
     return Outcome("ok" if faces else "no_face", "; ".join(notes), counts)
 

@@ -118,6 +118,8 @@ class Clip:
             shown = [packet for packet in self.packets if packet.shown]
         if not shown:
             raise VideoError(path, "has no video frames. It is truncated or damaged; download it again")
+        if self.lost:
+            self.add_note(f"truncated: {len(self.packets)} of {len(self.packets) + self.lost} frames remain")
         self.total = len(shown)
         self.index_of, self.times = self._order(shown)
 

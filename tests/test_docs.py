@@ -43,6 +43,7 @@ DOCUMENTED = (
 OTHER_OPTIONS = {
     "--gpus",
     "--ipc",
+    "--network",
     "--rm",
     "--build-arg",
     "--user",

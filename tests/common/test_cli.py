@@ -13,6 +13,7 @@ import pytest
 
 from common import __version__, cli
 from common.errors import UserError
+from tests.support import programs
 
 
 def run_main(
@@ -139,7 +140,7 @@ NAME = "\x1b[2J\u202e\rname.mp4"
 def run_program(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
     """Run PROGRAM in a process of its own, because pytest handles log records itself."""
     root = Path(__file__).parents[2]
-    return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=root, timeout=60, **options)
+    return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=root, timeout=programs.LIMIT, **options)
 
 
 @pytest.mark.parametrize("arguments", [("--fail",), ("--leave",), ("--number", NAME), ("--nonsense",)])

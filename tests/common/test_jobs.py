@@ -75,9 +75,7 @@ def test_stalled_calls_fail_their_clips_only(tmp_path: Path):
     """They do not count as crashes, of which MAX_CRASHES in a row end the run."""
     folder = tmp_path / "out"
     stalls = [f"stalls{number}" for number in range(MAX_CRASHES)]
-    start = time.monotonic()
     outcomes = run(work, make_jobs(folder, "a", *stalls, "b"), folder, {}, workers=MAX_CRASHES + 1, timeout=1)
-    assert time.monotonic() - start < 120
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         **dict.fromkeys("ab", "ok"),
         **dict.fromkeys(stalls, "unreadable"),

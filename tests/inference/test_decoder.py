@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from inference.decoder import Decoder, DecoderError, SampledFrame, StartOver
 from preprocessing import sample_clips
 from preprocessing.limits import Limits
 from preprocessing.video import Clip, VideoError, evenly_spaced, read_frames
+from tests.support import programs
 from tests.support.hostile_clips import HOSTILE
 
 TIMEOUT = 2
@@ -81,12 +80,10 @@ def test_failure_costs_one_video(
     monkeypatch.setattr(Decoder, "MODULE", "tests.support.failing_decoder")
     decoder = Decoder(Limits(timeout=TIMEOUT))
     path = Path(shutil.copy(face_video, tmp_path / f"{failure}.mp4"))
-    start = time.monotonic()
     with pytest.raises(VideoError, match=reason) as error:
         decode(decoder, path, 4)
     assert error.value.status == status
     assert str(path) in str(error.value)
-    assert time.monotonic() - start < TIMEOUT + 60
     assert len(decode(decoder, face_video, 4)) == 4
     decoder.kill()
 
@@ -117,7 +114,7 @@ def test_program_without_a_guard_of_its_main_module(face_video: Path, tmp_path: 
         f"decoder.open(Path({str(face_video)!r}), 3)\n"
         "print(len(list(decoder.frames())))\n"
     )
-    finished = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    finished = programs.run([sys.executable, script], cwd=tmp_path)
     assert (finished.stdout, finished.stderr) == ("3\n", "")
 
 

@@ -77,19 +77,21 @@ def test_scores_the_good_video_and_reports_all_others(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_runs_with_the_same_output_take_turns(tmp_path: Path, face_video: Path):
+def test_runs_with_the_same_output_take_turns(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, face_video: Path
+):
     output, progress = tmp_path / "s.csv", tmp_path / "s.csv.progress.jsonl"
-    with lock(output), programs.started(command(face_video, output), stderr=subprocess.PIPE) as process:
-        lines = []
-        while not any(f"{output}: another run" in line for line in lines):
-            lines.append(process.stderr.readline())
-            assert lines[-1], lines
+    messages = tmp_path_factory.mktemp("messages") / "stderr"
+    with (
+        messages.open("w") as errors,
+        lock(output),
+        programs.started(command(face_video, output), stderr=errors) as process,
+    ):
+        programs.wait_for(lambda: f"{output}: another run" in messages.read_text(), "a message", process)
         assert not progress.exists()
         (tmp_path / ".s.csv.lock").unlink()  # the end of this run
         with lock(output):
             pass
-        process.kill()
-        process.communicate()
     done = programs.run(command(face_video, output))
     assert done.returncode == 0, done.stderr
     first = output.read_text()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +15,13 @@ from skimage.data import astronaut
 
 from common.device import DeviceError
 from inference import predictor
+from inference.decoder import Decoder
 from inference.ensemble import Ensemble
 from inference.predictor import MAX_WAITING, Predictor
 from preprocessing import sample_clips
 from preprocessing.faces import FaceDetector
+from preprocessing.limits import Limits
+from tests.support import programs
 from tests.support.hostile_clips import HOSTILE, write_all
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def test_answers_do_not_wait_for_a_huge_batch(ensemble: Ensemble, tmp_path: Path
             requested += 1
             yield clip
 
-    results = Predictor(ensemble, FaceDetector(), workers=1, batch_size=10**5).predict(paths())
+    results = Predictor(ensemble, FaceDetector(), batch_size=10**5, decoders=[Decoder(Limits())]).predict(paths())
     assert next(results).status == "ok"
     assert requested <= MAX_WAITING + 3
     assert len({result.score for result in results}) == 1
@@ -103,11 +104,16 @@ def test_memory_for_8k(tmp_path: Path):
     frames = sample_clips.moving(picture, 6, 7680, 4320)
     sample_clips.write_clip(tmp_path / "videos.mp4", frames, preset="superfast")
     command = [sys.executable, ROOT / "predict_folder.py", "--test-dir", tmp_path / "videos.mp4", "--workers", "1"]
-    program = subprocess.Popen([*command, "--output", tmp_path / "out.csv", "--details", tmp_path / "details.jsonl"])
+    command += ["--output", tmp_path / "out.csv", "--details", tmp_path / "details.jsonl"]
     peak = 0
-    while program.poll() is None:
+
+    def has_ended() -> bool:
+        nonlocal peak
         peak = max(peak, memory_of(program.pid))
-        time.sleep(0.02)
+        return program.poll() is not None
+
+    with programs.started(command) as program:
+        programs.wait_for(has_ended, "end of the program")
     assert program.returncode == 0
     assert '"status": "ok"' in (tmp_path / "details.jsonl").read_text()
     assert peak < MEMORY
@@ -118,7 +124,7 @@ def test_hostile_folder(tmp_path: Path):
     write_all(tmp_path / "videos")
     command = [sys.executable, ROOT / "predict_folder.py", "--test-dir", tmp_path / "videos", "--frames", "4"]
     command += ["--precision", "float32", "--output", tmp_path / "out.csv", "--details", tmp_path / "details.jsonl"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    finished = programs.run(command)
     assert finished.returncode == 3
     assert "Traceback" not in finished.stderr
     lines = (tmp_path / "details.jsonl").read_text().splitlines()

@@ -142,6 +142,32 @@ def test_truncated_file(tmp_path: Path):
     assert [shown_number(frame.image) for frame in frames] == [frame.index for frame in frames]
 
 
+@pytest.mark.parametrize("size", [2**31 - 1, 2**32 - 1])
+def test_packet_with_an_absurd_size_ends_the_clip(face_video: Path, tmp_path: Path, size: int):
+    """FFmpeg reports a lack of memory."""
+    path = tmp_path / "fragmented.mp4"
+    with (
+        av.open(str(face_video)) as source,
+        av.open(str(path), "w", options={"movflags": "frag_every_frame+empty_moov"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        sizes = [packet.size for packet in packets]
+        for packet in packets:
+            packet.stream = stream
+            target.mux(packet)
+    data = bytearray(path.read_bytes())
+    place = 0
+    for stored in sizes[:8]:  # each fragment has the size of its only packet
+        place = data.index(struct.pack(">I", stored), data.index(b"traf", place))
+    struct.pack_into(">I", data, place, size)
+    path.write_bytes(data)
+    clip = Clip(path)
+    assert clip.total == 7
+    assert "absurd size" in clip.notes[0]
+    assert len(read_frames(clip, range(clip.total))) > 3
+
+
 def test_overwritten_packets_change_no_other_frame(tmp_path: Path):
     path = sample_clips.write_clip(tmp_path / "hole.mp4", numbered(60, 320, 240), g="10", crf="10", bf="0")
     with av.open(str(path)) as container:

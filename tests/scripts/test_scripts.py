@@ -16,19 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import programs
+
 ROOT = Path(__file__).parents[2]
 NAMES = (ROOT / "configs" / "released_checkpoints.txt").read_text().split()
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.sh") if path.name != "environment.sh")
 
 
 def script(name: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(ROOT / name), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHON": sys.executable, **environment},
-        timeout=600,
-    )
+    return programs.run([ROOT / name, *arguments], env={**os.environ, "PYTHON": sys.executable, **environment})
 
 
 def test_released_checkpoints_are_seven():
@@ -203,8 +199,8 @@ def test_download_resumes_and_reports_failures(release: tuple[str, type[Release]
 @pytest.mark.slow
 def test_embedded_model_is_no_released_checkpoint():
     default = ROOT / "weights" / "default_lite0.pt"
-    check = [sys.executable, "-m", "training.tools.checkpoint", str(default)]
-    assert subprocess.run(check, cwd=ROOT, check=True, capture_output=True).returncode == 0
-    refused = subprocess.run([*check, "--released"], cwd=ROOT, capture_output=True, text=True)
+    check = [sys.executable, "-m", "training.tools.checkpoint", default]
+    assert programs.run(check, cwd=ROOT).returncode == 0
+    refused = programs.run([*check, "--released"], cwd=ROOT)
     assert refused.returncode == 2
     assert str(default) in refused.stderr

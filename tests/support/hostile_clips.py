@@ -310,6 +310,7 @@ def link(target: str) -> Callable[[Path], None]:
 
 
 NUMBERED, EDIT_LIST, MATRIX = "timestamps are inconsistent", "edit list ignored", "display matrix ignored"
+TRUNCATED = "truncated: "
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n"
 NOISE = np.random.default_rng(0).integers(0, 256, 20000, np.uint8).tobytes()
 
@@ -339,7 +340,7 @@ HOSTILE = {
     "zero_matrix.mp4": HostileClip(patched(display_matrix(0, 0, 0, 0)), "ok", FRAMES, MATRIX),
     "flat_matrix.mp4": HostileClip(patched(display_matrix(ONE, ONE, ONE, ONE)), "ok", FRAMES, MATRIX),
     "tilted_matrix.mp4": HostileClip(patched(display_matrix(46341, 46341, -46341, 46341)), "ok", FRAMES, MATRIX),
-    "truncated.mp4": HostileClip(truncated(0.6), "ok"),
+    "truncated.mp4": HostileClip(truncated(0.6), "ok", note=TRUNCATED),
     "huge_size_in_header.mp4": HostileClip(patched(size_in_header(65535, 65535)), "ok", FRAMES),
     "no_size_in_header.mp4": HostileClip(patched(size_in_header(0, 0)), "ok", FRAMES),
     "mp4.avi": HostileClip(write(encoded()), "ok", FRAMES),

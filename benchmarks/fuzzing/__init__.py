@@ -1,0 +1,1 @@
+"""Mutation fuzzing of everything that the programs read: see benchmarks/fuzz.py."""
