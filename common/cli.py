@@ -100,8 +100,8 @@ def main(
         with logging_redirect_tqdm():
             status = program(args)
     except UserError as error:
-        for line in str(error).splitlines():  # a configuration has one for each wrong key
-            log.error("error: %s", line)
+        for message in error.args:
+            log.error("error: %s", message)
         status = CANNOT_CONTINUE
     except OSError as error:
         if error.filename is not None or _flush_output():

@@ -8,8 +8,11 @@ from pathlib import Path
 class UserError(Exception):
     """An error that the user can fix. `common.cli.main` prints it and exits with status 2.
 
-    The message is `<file or option>: <what is wrong>. <What to do>.`
+    The message is `<file or option>: <what is wrong>. <What to do>.` Several arguments are several messages.
     """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ClipError(Exception):

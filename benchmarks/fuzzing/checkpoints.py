@@ -226,6 +226,22 @@ def learner() -> tuple[Learner, dict[str, Any]]:
     return made, settings
 
 
+@functools.cache
+def resumable() -> dict[str, Any]:
+    """Return a valid checkpoint to resume from."""
+    made, settings = learner()
+    training = {
+        "network": None,
+        "optimizer": made.optimizer.state_dict(),
+        "scaler": {},
+        "steps": 10,
+        "best_epoch": 2,
+        "settings": json.loads(json.dumps(settings)),
+    }
+    content = {"state_dict": made.network.state_dict(), "recipe": RECIPE.to_dict(), "training": training}
+    return copy.deepcopy({**content, "epoch": 3, "bce_best": 0.2})  # the learner changes while it is tested
+
+
 class ResumeTarget(Target):
     """Checkpoints that a training run resumes from."""
 
@@ -234,19 +250,8 @@ class ResumeTarget(Target):
     batch = 20
 
     def make(self, rng: random.Random, folder: Path) -> None:
-        made, settings = learner()
-        training = {
-            "network": None, "optimizer": made.optimizer.state_dict(), "scaler": {}, "steps": 10, "best_epoch": 2,
-            "settings": json.loads(json.dumps(settings)),
-        }  # fmt: skip
-        training = copy.deepcopy(training)
-        content = {
-            "state_dict": made.network.state_dict(),
-            "recipe": RECIPE.to_dict(),
-            "epoch": 3,
-            "bce_best": 0.2,
-            "training": training,
-        }
+        content = copy.deepcopy(resumable())
+        training = content["training"]
         parts = (training, training["optimizer"], training["settings"], content)
         for _ in range(rng.choice((1, 1, 2, 3))):
             self._change(rng, rng.choice(parts))

@@ -105,20 +105,20 @@ class Worker:
 
     def close(self) -> None:
         """End the process; if a case is in progress, kill it."""
-        if self.process is not None and self.target is None:
+        if self.process is not None and self.process.pid is not None and self.target is None:
             self.connection.close()
             self.process.join(PATIENCE)
         self.kill()
 
     def kill(self) -> None:
         """Kill the process and those that it has started."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid or 0, signal.SIGKILL)
-            self.process.kill()
-            self.process.join()
+        process, self.process = self.process, None
+        if process is not None and process.pid is not None:
+            with suppress(ProcessLookupError):  # it has no group of its own yet
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
             self.connection.close()
-            self.process = None
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_malformed_metadata(tmp_path: Path):
         "nameless.mp4": {"label": "FAKE", "split": "train", "original": None},
         "of_a_fake.mp4": fake_of("fake.mp4"),
         "absent.mp4": REAL,
-        f"{'x' * 300}.mp4": REAL,
+        f"{'x' * 220}.mp4": REAL,
     }
     write_part(tmp_path, 0, entries)
     names = [name for name in entries if name.endswith(".mp4") and not set("/\\") & set(name) and len(name) < 100]
@@ -131,7 +131,7 @@ def test_malformed_metadata(tmp_path: Path):
         [f"{part_0}/list.mp4", f"{part_0}/number.mp4"],
         [f"{part_0}/{name}" for name in ("../../escape.mp4", "/etc/passwd.mp4", "..", "", "a\\b.mp4")],
         [f"{part_0}/notes.txt"],
-        [f"{part_0}/{'x' * 300}.mp4"],
+        [f"{part_0}/{'x' * 220}.mp4"],
         [f"{part_0}/unlisted.mp4"],
         ["lost (of nowhere)", "nameless (of None)", "of_a_fake (of fake)"],
         [f"{part_0}/absent.mp4"],

@@ -366,6 +366,17 @@ def test_unusable_training_state(tmp_path: Path, learner: Learner, last: dict, k
     assert len(str(error.value)) < 1000
 
 
+def test_optimizer_state_that_shares_memory_is_usable(tmp_path: Path, learner: Learner, last: dict) -> None:
+    """Optimizers change their state in place."""
+    path = tmp_path / "run_last.pt"
+    key = "training/optimizer/state/0/exp_avg"
+    torch.save(changed(last, key, lambda average: torch.ones(1).expand(average.shape)), path)
+    restore(learner, path, SETTINGS)
+    for parameter in learner.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    learner.optimizer.step()
+
+
 def test_settings_that_are_nested_deeply(tmp_path: Path, learner: Learner, last: dict) -> None:
     nested: Any = 1
     for _ in range(200):

@@ -30,6 +30,7 @@ from training.tools.checkpoint import (
     is_same_kind,
     read_checkpoint,
     save_checkpoint,
+    to_plain,
 )
 from training.tools.metrics import VideoScores, write_scores
 from training.tools.optimizers import state_names
@@ -182,7 +183,7 @@ def _restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, stored: dic
                 is_tensor = isinstance(value, torch.Tensor)
                 _number(label, _check_state(label, value, torch.Size([])).item() if is_tensor else value)
             elif value is not None or name in required:  # SGD without momentum has None
-                tensors[label] = _check_state(label, value, parameter.shape)
+                state[index][name] = tensors[label] = _check_state(label, value, parameter.shape)
     check_finite(path, tensors)
     groups = optimizer.state_dict()["param_groups"]
     for group, before in zip(groups, stored["param_groups"], strict=True):
@@ -192,11 +193,11 @@ def _restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, stored: dic
 
 
 def _check_state(name: str, value: Any, shape: torch.Size) -> torch.Tensor:
-    """Return a tensor of an optimizer's state in float32. Raises ValueError if it is none of this shape."""
+    """Return a tensor of an optimizer's state in float32, see `to_plain`. Raises ValueError if it has another shape."""
     usable = isinstance(value, torch.Tensor) and is_plain(value) and is_same_kind(value.dtype, torch.float32)
     if not usable or value.shape != shape:
         raise ValueError(f"the optimizer state has an unusable {name}")
-    return value.float()
+    return to_plain(value, torch.float32)
 
 
 def _restore_scaler(learner: Learner, stored: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ def fit_weights(
     expected = network.state_dict()
     _check_plain(path, state)
     _check_fit(path, state, expected, name)
-    converted = {key: _plain(value, expected[key].dtype) for key, value in state.items()}
+    converted = {key: to_plain(value, expected[key].dtype) for key, value in state.items()}
     check_finite(path, converted)
     return converted
 
@@ -211,7 +211,7 @@ def is_same_kind(dtype: torch.dtype, expected: torch.dtype) -> bool:
     return dtype in (FLOATS if expected.is_floating_point else INTEGERS)
 
 
-def _plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def to_plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Convert a tensor; the result has no gradient, and its elements do not share memory."""
     tensor = tensor.detach().resolve_neg().to(dtype)
     # Keep the memory format: it decides which kernels run, and so the rounding of the scores.

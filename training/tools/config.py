@@ -338,8 +338,7 @@ def _validate(path: str | Path, model: type[Model], values: dict[str, Any], pref
     except RecursionError:
         raise ConfigError(f"{path}: values are nested too deeply. Check it and --set") from None
     except ValidationError as error:
-        lines = (f"{path}: {prefix}{_explain(details, model)}" for details in error.errors())
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError(*(f"{path}: {prefix}{_explain(details, model)}" for details in error.errors())) from None
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
