@@ -6,7 +6,7 @@ A case is made from the seed, the target and a number, which the report of a fin
 --output. --first NUMBER --cases 1 repeats one case. The programs (predict, preprocess) read a folder of 50 clips at a
 time, so there a finding is repeated with the first number of the folder and --cases 50.
 
-Exit status: 0 if nothing was found, 1 if something was, 130 after Ctrl-C.
+Exit status: 0 if nothing was found, 1 if something was, 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import logging
 import re
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -194,6 +195,7 @@ def main(args: argparse.Namespace, make_targets: MakeTargets = make_targets) -> 
     with tempfile.TemporaryDirectory(prefix="fuzz", ignore_cleanup_errors=True) as folder:
         run = Run(args, Path(folder), make_targets)
         status = cli.OK
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # print the table, as after Ctrl-C
         try:
             run.execute()
         except KeyboardInterrupt:

@@ -113,12 +113,13 @@ def test_reports_exceptions_crashes_hangs_warnings_memory_and_long_messages(tmp_
 
 
 @pytest.mark.slow
-def test_ctrl_c_prints_the_summary(tmp_path: Path):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_prints_the_summary(tmp_path: Path, signal_number: signal.Signals):
     command = [sys.executable, "-m", "benchmarks.fuzz", "--targets", "journal", "--output", tmp_path]
     with programs.started(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         programs.wait_for(lambda: len(workers.read_text().split()) == 2, "the worker process starts", process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal_number)
         output, errors = process.communicate(timeout=programs.LIMIT)
     assert process.returncode == 130, errors
     assert "journal" in results_of(output)
