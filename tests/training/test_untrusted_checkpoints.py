@@ -304,6 +304,8 @@ UNUSABLE_STATES: list[tuple[str, Any]] = [
     *((f"state_dict/module.{CONV}", change) for change in UNUSABLE_WEIGHTS.values()),
     *(("training/optimizer/state/0/exp_avg", change) for change in UNUSABLE_WEIGHTS.values()),
     ("state_dict/module.fc.bias", ...),
+    ("training/optimizer", torch.zeros(2)),
+    ("training/optimizer/state", torch.zeros(2)),
     ("training/optimizer/state/0/exp_avg", ...),
     ("training/optimizer/state/0/exp_avg", None),
     ("training/optimizer/state/0/exp_avg", 0.5),

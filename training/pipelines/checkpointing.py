@@ -167,6 +167,8 @@ def _restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, stored: dic
         CheckpointError: the state has values that are not finite.
         ValueError: the state is not that of these parameters.
     """
+    if not isinstance(stored, dict) or not isinstance(stored["state"], dict):
+        raise ValueError("it has no optimizer state")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     required = state_names(optimizer)
     tensors: dict[str, torch.Tensor] = {}
