@@ -18,6 +18,8 @@ EXTREMES = tuple(
 )
 # Numbers of changes of one case; most have few, because a file with many is rejected at once.
 CHANGES = (1, 1, 1, 1, 2, 2, 3, 5, 8, 20)
+# Largest difference between the sizes of a file and a changed one, in bytes.
+MAX_GROWTH = 2**20
 # JSON that few programs expect, valid or not.
 ODD_JSON = (
     "null", "true", "false", "0", "-1", "1", "2", "0.5", "-0.0", "1.0", "1e3", "1e400", "-1e400", "1e-320", "1e38",
@@ -56,6 +58,7 @@ def mutate_bytes(rng: random.Random, data: bytes, places: Sequence[int] = (), do
             _splice(rng, mutated, rng.choice(donors))
         else:
             rng.choices(list(OPERATIONS), list(OPERATIONS.values()))[0](rng, mutated, _place(rng, mutated, places))
+            del mutated[len(data) + MAX_GROWTH :]  # parts that are repeated again and again
     return bytes(mutated)
 
 
