@@ -20,6 +20,8 @@ EXTREMES = tuple(
 CHANGES = (1, 1, 1, 1, 2, 2, 3, 5, 8, 20)
 # Largest difference between the sizes of a file and a changed one, in bytes.
 MAX_GROWTH = 2**20
+# Number of parts of a JSON value beyond which none is repeated many times.
+MAX_PARTS = 1000
 # JSON that few programs expect, valid or not.
 ODD_JSON = (
     "null", "true", "false", "0", "-1", "1", "2", "0.5", "-0.0", "1.0", "1e3", "1e400", "-1e400", "1e-320", "1e38",
@@ -201,7 +203,8 @@ def _rearrange(rng: random.Random, container: Any, key: Any) -> None:
             rng.choice(("", "a", " ", "0", "-1", "1e3", "\u0661", "../a.mp4", f"{key} ", f"{key}x", "\0", "\ud800"))
         ] = container.pop(key)
     elif choice < 0.4 and isinstance(container, list):
-        container[key:key] = [copy.deepcopy(container[key])] * rng.choice((1, 2, 50))
+        copies = rng.choice((1, 2, 50)) if len(_parts(container)) < MAX_PARTS else 1
+        container[key:key] = [copy.deepcopy(container[key]) for _ in range(copies)]
 
 
 def mutate_lines(rng: random.Random, text: bytes) -> bytes:
