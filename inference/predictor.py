@@ -245,6 +245,8 @@ class Predictor:
                     starts_over = True
         except VideoError as error:
             video.fail("too_large" if error.status == "too_large" else "unreadable", str(error))
+        except UserError:  # the decoder cannot start, and would not for the other videos
+            raise
         except Exception as error:  # an unexpected error must not end the run for the other videos
             log.exception("%s", video.path)
             video.fail("unreadable", f"{video.path}: decoding failed ({error!r})")

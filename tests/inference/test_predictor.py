@@ -15,7 +15,7 @@ from skimage.data import astronaut
 
 from common.device import DeviceError
 from inference import predictor
-from inference.decoder import Decoder
+from inference.decoder import Decoder, DecoderError
 from inference.ensemble import Ensemble
 from inference.predictor import MAX_WAITING, Predictor
 from preprocessing import sample_clips
@@ -72,6 +72,12 @@ def test_failure_of_the_device_ends_the_run(ensemble: Ensemble, face_video: Path
     monkeypatch.setattr(detector, "detect", fail)
     with pytest.raises(DeviceError, match="illegal memory access"):
         list(Predictor(ensemble, detector).predict([face_video]))
+
+
+def test_decoder_that_cannot_start_ends_the_run(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Decoder, "MODULE", "no_such_module")
+    with pytest.raises(DecoderError):
+        list(Predictor(ensemble, FaceDetector()).predict([face_video]))
 
 
 def test_bug_in_the_detector_costs_one_video(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
