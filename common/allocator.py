@@ -9,19 +9,26 @@ from __future__ import annotations
 import ctypes
 
 # Parameters of mallopt(3).
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
+MIB = 2**20
 
 
 def keep_freed_memory() -> bool:
     """Configure malloc for this process. Return False if the C library is not glibc or rejects a setting."""
+    return _configure({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * MIB})
+
+
+def keep_some_freed_memory() -> bool:
+    """Keep only 128 MiB, and no block larger than 32 MiB, for a process with little memory. Return as above."""
+    return _configure({M_MMAP_THRESHOLD: 32 * MIB, M_TRIM_THRESHOLD: 128 * MIB})
+
+
+def _configure(settings: dict[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all(
-        mallopt(parameter, value)
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20))
-    )
+    return all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
 def return_freed_memory() -> None:

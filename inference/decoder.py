@@ -5,14 +5,15 @@ A frame crosses a pipe, so a worker process waits until the previous frame has b
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing.connection import Pipe
@@ -25,6 +26,10 @@ from common.errors import UserError
 from preprocessing.limits import Limits
 from preprocessing.video import VideoError
 
+# Bytes of a frame of which memory has room for one only, besides what detecting its faces takes. One of 4K has 24 MiB.
+LARGE_FRAME = 32 * 2**20
+# Bytes of a frame that wait in the pipe: the processes wake each other up once per so many. Linux allows 1 MiB.
+PIPE_SIZE = 2**20
 # Exit status of a worker process that its watchdog has ended.
 STALLED = 1
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +101,8 @@ class Decoder:
             self._start()
         if not self._ready:
             self._wait_until_ready()
-        self._connection.send_bytes(json.dumps([os.fspath(path.absolute()), count]).encode())
+        with self._explain_death():
+            self._requests.send_bytes(json.dumps([os.fspath(path.absolute()), count]).encode())
         return VideoInfo(**self._receive()[1])
 
     def frames(self) -> Iterator[SampledFrame]:
@@ -111,36 +117,43 @@ class Decoder:
             if kind == "end":
                 self.notes = content
                 return
-            # Mapped, so that the memory of large frames is returned to the system (see common/allocator.py).
-            pixels = mmap(-1, math.prod(content["shape"]))
+            image = _empty_image(content["shape"])
             with self._explain_death():
-                self._read_into(memoryview(pixels))
-            image = np.frombuffer(pixels, np.uint8).reshape(content["shape"])
+                self._read_into(image.data.cast("B"))
             yield SampledFrame(content["index"], content["time"], image)
-            del image, pixels  # before the next one is read
+            del image  # before the next one is read
 
     def kill(self) -> None:
         """Kill the worker process. The next video starts another one."""
         _end(self._process)
 
     def _start(self) -> None:
-        self._connection, theirs = Pipe()
+        requests, self._requests = Pipe(duplex=False)
+        self._replies, replies = Pipe(duplex=False)
+        _enlarge(replies.fileno())
         self._ready = False
-        with theirs:
+        with requests, replies:
             # Not with multiprocessing, which would import the main module in the worker process: a program without
             # `if __name__ == "__main__"` would run again there. A session of its own is not interrupted by Ctrl-C.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.MODULE, str(theirs.fileno()), *map(str, self.limits)],
+                [
+                    sys.executable,
+                    "-m",
+                    self.MODULE,
+                    str(requests.fileno()),
+                    str(replies.fileno()),
+                    *map(str, self.limits),
+                ],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[requests.fileno(), replies.fileno()],
                 start_new_session=True,
             )
         weakref.finalize(self, _end, self._process)
 
     def _wait_until_ready(self) -> None:
         try:
-            self._connection.recv_bytes()
+            self._replies.recv_bytes()
         except (EOFError, OSError):
             status = self._process.wait()
             raise DecoderError(f"the decoder cannot start (exit status {status}), see the messages above") from None
@@ -149,7 +162,7 @@ class Decoder:
     def _receive(self) -> tuple[str, Any]:
         """Return the kind and the content of the next message. Raises StartOver and VideoError."""
         with self._explain_death():
-            kind, content = json.loads(self._connection.recv_bytes())
+            kind, content = json.loads(self._replies.recv_bytes())
         if kind == "error":
             raise VideoError(self._path, content["reason"], content["status"])
         if kind == "start over":
@@ -159,7 +172,7 @@ class Decoder:
     def _read_into(self, pixels: memoryview) -> None:
         """Read the bytes of a frame. A Connection would hold them twice."""
         while pixels:
-            count = os.readv(self._connection.fileno(), [pixels])
+            count = os.readv(self._replies.fileno(), [pixels])
             if not count:
                 raise EOFError
             pixels = pixels[count:]
@@ -176,6 +189,24 @@ class Decoder:
             else:
                 reason = f"the decoder crashed (exit status {status}). The file is damaged, or made to crash it"
             raise VideoError(self._path, reason) from None
+
+
+def _empty_image(shape: Sequence[int]) -> np.ndarray:
+    """Return an uninitialized uint8 image.
+
+    A large one is mapped, so that its memory is returned to the system. Others reuse memory (see common/allocator.py).
+    """
+    size = math.prod(shape)
+    if size <= LARGE_FRAME:
+        return np.empty(shape, np.uint8)
+    return np.frombuffer(mmap(-1, size), np.uint8).reshape(shape)
+
+
+def _enlarge(pipe: int) -> None:
+    """Let a pipe hold PIPE_SIZE bytes, where that can be set."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):  # so much is in use already
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
 
 def _end(process: subprocess.Popen) -> None:

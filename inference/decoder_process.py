@@ -1,6 +1,6 @@
 """The worker process of a Decoder: decode videos, one at a time, within limits.
 
-    python -m inference.decoder_process HANDLE PIXELS MEMORY TIMEOUT
+    python -m inference.decoder_process REQUESTS REPLIES PIXELS MEMORY TIMEOUT
 
 Messages are lists in JSON, [kind, content], so that a decoder that a hostile file has taken over can send no objects:
 
@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from common.allocator import return_freed_memory
+from common.allocator import keep_some_freed_memory, return_freed_memory
 from common.errors import ClipError
 from common.watchdog import watch_this_process
 from preprocessing.limits import Limits
@@ -63,12 +63,13 @@ class Server:
     """Decodes videos for the process at the other end of a connection.
 
     Args:
-        connection: the connection.
+        requests: where the other process asks for videos.
+        replies: where they are sent.
         limits: what decoding a video may take.
     """
 
-    def __init__(self, connection: Connection, limits: Limits):
-        self.connection, self.limits = connection, limits
+    def __init__(self, requests: Connection, replies: Connection, limits: Limits):
+        self.requests, self.replies, self.limits = requests, replies, limits
         self.watchdog = ExitWhenStalled(limits.timeout)
         watch_this_process(self.watchdog)
 
@@ -77,7 +78,7 @@ class Server:
         try:
             self._send("ready")
             while True:
-                path, count = json.loads(self.connection.recv_bytes())
+                path, count = json.loads(self.requests.recv_bytes())
                 self._send_video(path, count)
                 self.watchdog.cancel()
                 gc.collect()  # decoders that are part of reference cycles
@@ -87,7 +88,7 @@ class Server:
 
     def _send(self, kind: str, content: Any = None) -> None:
         self.watchdog.cancel()
-        self.connection.send_bytes(json.dumps([kind, content]).encode())
+        self.replies.send_bytes(json.dumps([kind, content]).encode())
 
     def _send_video(self, path: str, count: int) -> None:
         """Send the frames of a video, or what is wrong with it."""
@@ -117,16 +118,18 @@ class Server:
             seconds = clip.times[frame.index] - clip.times[0]
             self._send("frame", {"index": frame.index, "time": seconds, "shape": frame.image.shape})
             while pixels:
-                pixels = pixels[os.write(self.connection.fileno(), pixels) :]
+                pixels = pixels[os.write(self.replies.fileno(), pixels) :]
             del frame, pixels  # before the next one is made: it may be large
         self._send("end", clip.notes)
 
 
-def main(handle: str, pixels: str, memory: str, timeout: str) -> None:
-    """Serve the connection with this file handle."""
+def main(requests: str, replies: str, pixels: str, memory: str, timeout: str) -> None:
+    """Answer the requests from one pipe in another, given as file descriptors."""
+    keep_some_freed_memory()
     size = int(memory) * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-    Server(Connection(int(handle)), Limits(int(pixels), int(memory), float(timeout))).serve()
+    connections = Connection(int(requests), writable=False), Connection(int(replies), readable=False)
+    Server(*connections, Limits(int(pixels), int(memory), float(timeout))).serve()
 
 
 if __name__ == "__main__":

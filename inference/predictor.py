@@ -26,7 +26,7 @@ from common.allocator import return_freed_memory
 from common.device import device_errors
 from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
-from inference.decoder import Decoder, SampledFrame, StartOver, VideoInfo, default_workers
+from inference.decoder import LARGE_FRAME, Decoder, SampledFrame, StartOver, VideoInfo, default_workers
 from inference.ensemble import BATCH_SIZE, CropSpec, Ensemble
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
@@ -35,11 +35,8 @@ from preprocessing.video import VideoError, chunk_frames
 
 # Score of a video that is unreadable or has no face.
 UNKNOWN = 0.5
-# Bytes of a chunk of frames by device type: on a CPU 21 frames of 1080p, elsewhere the 32 that are detected together.
-CHUNK_BYTES = {"cpu": 128 * 2**20}
-GPU_CHUNK_BYTES = 200 * 2**20
-# Bytes of a frame of which memory has room for one only, besides what detecting its faces takes. One of 4K has 24 MiB.
-LARGE_FRAME = 32 * 2**20
+# Bytes of a chunk of frames: 32 frames of 1080p, all that are sampled by default.
+CHUNK_BYTES = 200 * 2**20
 # Faces per forward pass at most, whatever the option says; and the number of videos that may wait for a full batch.
 MAX_BATCH, MAX_WAITING = 128, 16
 
@@ -235,9 +232,10 @@ class Predictor:
             video.info = decoder.open(video.path, self.frames)
             while True:
                 try:
-                    for frames in self._chunk_frames(decoder.frames()):
-                        shrunk = [self.detector.shrink(frame.image) for frame in frames]
-                        yield _Chunk(video, frames, shrunk, [], time.perf_counter() - start, starts_over)
+                    shrunk: deque[np.ndarray] = deque()
+                    for frames in chunk_frames(self._shrink(decoder.frames(), shrunk), self.frames, CHUNK_BYTES):
+                        inputs = [shrunk.popleft() for _ in frames]
+                        yield _Chunk(video, frames, inputs, [], time.perf_counter() - start, starts_over)
                         start, starts_over = time.perf_counter(), False
                     video.notes = decoder.notes
                     break
@@ -252,8 +250,12 @@ class Predictor:
             video.fail("unreadable", f"{video.path}: decoding failed ({error!r})")
         yield _Chunk(video, last=True)
 
-    def _chunk_frames(self, frames: Iterator[SampledFrame]) -> Iterator[list[SampledFrame]]:
-        return chunk_frames(frames, self.frames, CHUNK_BYTES.get(self.ensemble.device.type, GPU_CHUNK_BYTES))
+    def _shrink(self, frames: Iterator[SampledFrame], shrunk: deque[np.ndarray]) -> Iterator[SampledFrame]:
+        """Yield the frames, after adding the detector's input for each to `shrunk`, while the next one is decoded."""
+        for frame in frames:
+            shrunk.append(self.detector.shrink(frame.image))
+            yield frame
+            del frame  # the caller decides how long it is kept
 
     def _detect(self, chunk: _Chunk) -> _Chunk:
         """Detect the faces in the frames of a chunk."""

@@ -57,7 +57,7 @@ def test_chunks_change_no_score(ensemble: Ensemble, face_video: Path, monkeypatc
 
     whole = scores()
     assert len(whole) == 8
-    monkeypatch.setitem(predictor.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setattr(predictor, "CHUNK_BYTES", 1)
     assert scores() == whole
     monkeypatch.setattr(predictor, "LARGE_FRAME", 1)
     assert scores() == whole
