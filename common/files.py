@@ -31,6 +31,13 @@ class OutputError(UserError):
         return cls(f"{path}: cannot be written: {reason}{where}. {remedy} and run the same command again")
 
 
+def read_regular_file(path: Path) -> bytes:
+    """Read a file. Raises OSError, also for a named pipe or a device: they may have no end, and no writer either."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8; non-UTF-8 file names in the text keep their bytes. Raises OutputError."""
     if isinstance(content, str):

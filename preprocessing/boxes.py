@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ClipError
-from common.files import atomic_write
+from common.files import atomic_write, read_regular_file
 from preprocessing.layout import FRAME_STEP
 
 # Frame number -> boxes [xmin, ymin, xmax, ymax] in pixels of the full frame, largest first; [] if there is no face.
@@ -36,7 +36,7 @@ def read_boxes(path: Path) -> Boxes:
     """Read the boxes of every 10th frame; files from other programs may contain more. Raises BoxesError."""
     remedy = "run detect_original_faces.py (with --retry-failed if it failed before)"
     try:
-        frames = json.loads(path.read_bytes())
+        frames = json.loads(read_regular_file(path))
         boxes = {_frame_number(frame): list(map(_box, found or [])) for frame, found in frames.items()}
     except FileNotFoundError:
         raise BoxesError(path, f"no such file; {remedy}") from None

@@ -7,7 +7,6 @@ Problems of a dataset are collected, not raised.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import read_regular_file
 from common.text import abbreviate
 from preprocessing.layout import VIDEO_SUFFIXES
 
@@ -168,17 +168,10 @@ def _part_entries(folder: Path, dataset: Dataset) -> list[tuple[Path, dict[str, 
 
 def _read_metadata(path: Path) -> list[tuple[str, Any]]:
     """Return the names and entries of a metadata.json, including repeated names."""
-    entries = json.loads(_read_bytes(path), object_pairs_hook=tuple)  # an object becomes a tuple of its pairs
+    entries = json.loads(read_regular_file(path), object_pairs_hook=tuple)  # an object becomes a tuple of its pairs
     if not isinstance(entries, tuple):
         raise ValueError("not a JSON object")
     return [(name, dict(entry) if isinstance(entry, tuple) else entry) for name, entry in entries]
-
-
-def _read_bytes(path: Path) -> bytes:
-    """Read a regular file. Reading a named pipe would wait for a writer, and a device may have no end."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file")
-    return path.read_bytes()
 
 
 def _entry_problem(name: str, entry: Any) -> str | None:

@@ -17,6 +17,7 @@ import csv
 import logging
 import sys
 from array import array
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def check_folds(dataset: Dataset, folds: dict[str, int]) -> None:
     """Check that an original and its fakes share a fold. Raises StageError; official splits may separate them."""
     fold_of: dict[str, int] = {}
     separated = 0
-    for video in dataset.videos.values():
+    for video in sorted(dataset.videos.values(), key=attrgetter("fake")):  # originals first
         expected = fold_of.setdefault(video.original or video.id, folds[video.id])
         if folds[video.id] != expected and dataset.layout == "dfdc":
             raise StageError(

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from common.errors import ClipError
+from common.files import read_regular_file
 from preprocessing.layout import CROP_SUFFIX
 
 # Signature of PNG files.
@@ -56,7 +57,7 @@ def read_image(path: Path) -> np.ndarray:
 def decode_image(path: Path, flags: int) -> np.ndarray | None:
     """Read an image as OpenCV returns it with these flags; None if it is missing, damaged or not an image."""
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path)
         usable = _is_usable_png(content) if content.startswith(PNG) else bool(content)
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if usable else None
     except (OSError, cv2.error):

@@ -20,19 +20,11 @@ def _other_type(cls: type[Type], _: object) -> Type:
 Type._missing_ = classmethod(_other_type)  # type: ignore[assignment]
 
 
-def upright_rgb(frame: av.VideoFrame, matrices: dict[int, np.ndarray | None]) -> tuple[np.ndarray, str]:
-    """Return a frame as RGB uint8 (height, width, 3), and a note if its display matrix is ignored.
-
-    Args:
-        frame: the decoded frame.
-        matrices: display matrix of the video's frames by their rotation, which is added to. PyAV keeps a frame whose
-            matrix has been read in memory until the garbage collector runs, so only the first of each is read.
-    """
+def upright_rgb(frame: av.VideoFrame) -> tuple[np.ndarray, str]:
+    """Return a decoded frame as RGB uint8 (height, width, 3), and a note if its display matrix is ignored."""
     # One thread, because whole clips are decoded concurrently instead. PyAV's rows may be padded.
     image = np.ascontiguousarray(frame.to_ndarray(format="rgb24", threads=1))
-    if frame.rotation not in matrices:
-        matrices[frame.rotation] = display_matrix(frame)
-    matrix = matrices[frame.rotation]
+    matrix = display_matrix(frame)
     if matrix is None:
         return image, ""
     if not is_meaningful(matrix):
@@ -45,7 +37,9 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
     `frame.rotation` does not tell a mirrored matrix from a rotated one.
     """
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    # PyAV keeps a frame whose side data has been read in memory until the garbage collector runs: read a thumbnail's.
+    thumbnail = frame.reformat(width=16, height=16, format="gray", interpolation="FAST_BILINEAR", threads=1)
+    data: Any = thumbnail.side_data.get("DISPLAYMATRIX")
     return np.frombuffer(bytes(data), np.int32).reshape(3, 3) if data is not None else None
 
 

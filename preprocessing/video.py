@@ -99,14 +99,12 @@ class Clip:
         rate: average number of frames per second, MIN_RATE to MAX_RATE.
         lost: number of frames that the header counts but the file does not have.
         notes: what is unusual about the file; decoding may add to it.
-        matrices: display matrices of the frames by rotation, see `preprocessing.orientation`.
     """
 
     def __init__(self, path: str | Path, max_pixels: int = MAX_PIXELS):
         self.path = path
         self.max_pixels = max_pixels
         self.notes: list[str] = []
-        self.matrices: dict[int, np.ndarray | None] = {}
         self._ignore_edit_list = False
         self._oversized = False
         self._list_packets()
@@ -343,7 +341,7 @@ def _to_image(clip: Clip, frame: av.VideoFrame) -> np.ndarray | None:
     """Return a decoded frame as an upright RGB image; None if FFmpeg cannot convert it."""
     try:
         with native_call():
-            image, note = upright_rgb(frame, clip.matrices)
+            image, note = upright_rgb(frame)
     except MemoryError:
         raise
     except (av.FFmpegError, ValueError):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.dataset import DatasetError, read_dataset
-from preprocessing.generate_folds import assign_folds
+from preprocessing.dataset import Dataset, DatasetError, Video, read_dataset
+from preprocessing.generate_folds import assign_folds, check_folds
 from tests.support.datasets import REAL, fake_of, run_stage, write_part
 
 
@@ -298,3 +298,12 @@ def test_split_files_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "train.json").write_text("[" * 100_000)
     (tmp_path / "val.json").write_text("[[1, ")
     assert len(read_dataset(tmp_path).problems["split files that cannot be read"]) == 2
+
+
+def test_videos_apart_from_their_original_are_counted(caplog: pytest.LogCaptureFixture):
+    """Whatever the order of the videos."""
+    dataset = Dataset("celeb-df")
+    for name, original in (("a_fake", "real"), ("b_fake", "real"), ("real", None)):
+        dataset.videos[name] = Video(name, Path(f"{name}.mp4"), original is not None, original, name)
+    check_folds(dataset, {"a_fake": 1, "b_fake": 1, "real": 0})
+    assert caplog.messages[-1].endswith(": 2")

@@ -23,7 +23,7 @@ from preprocessing.extract_images import extract
 from preprocessing.layout import DataRoot
 from preprocessing.orientation import is_meaningful, transform
 from preprocessing.video import Clip, Frame, VideoError, chunk_frames, iter_frames, read_frames, sample_frames
-from tests.support.datasets import REAL, records, run_stage, statuses, write_part
+from tests.support.datasets import REAL, fake_of, records, run_stage, statuses, write_part
 from tests.support.hostile_clips import FRAMES, HOSTILE, encoded, jpegs, portrait
 
 READABLE = {name: clip for name, clip in HOSTILE.items() if clip.status == "ok"}
@@ -307,6 +307,28 @@ def test_pipes_and_links_in_a_dataset(tmp_path: Path):
     assert finished.returncode == 2
     assert str(tmp_path / "crops") in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_pipes_in_place_of_what_a_stage_reads(tmp_path: Path):
+    part = write_part(tmp_path, 0, {"a.mp4": REAL, "b.mp4": REAL, "c.mp4": fake_of("a.mp4")})
+    for name in "abc":
+        (part / f"{name}.mp4").write_bytes(encoded())
+
+    def replace_with_pipe(path: Path) -> None:
+        path.unlink()
+        os.mkfifo(path)
+
+    assert run_stage("detect_original_faces", tmp_path).returncode == 0
+    replace_with_pipe(tmp_path / "bboxes/b.json")
+    finished = run_stage("extract_crops", tmp_path)
+    assert finished.returncode == 3
+    assert str(tmp_path / "bboxes/b.json") in finished.stderr
+    assert statuses(tmp_path, "crops") == {"a": "ok", "b": "no_boxes", "c": "ok"}
+    replace_with_pipe(tmp_path / "crops/a/0_0.png")
+    for stage in ("generate_landmarks", "generate_diffs"):
+        finished = run_stage(stage, tmp_path)
+        assert finished.returncode == 3
+        assert str(tmp_path / "crops/a/0_0.png") in finished.stderr
 
 
 def test_iterating_a_clip_that_is_deleted(tmp_path: Path):

@@ -176,6 +176,24 @@ def _write_streams(
             container.mux(stream.encode(None))
 
 
+def flipped_later(path: Path) -> None:
+    """From the second half on, each frame's own message (H.264 SEI, display orientation) says that it is flipped."""
+    flip = bytes.fromhex("00000007 062f0320000980")  # length; SEI, type 47, 3 bytes: vertical flip
+    with tempfile.TemporaryDirectory() as folder:
+        frames = (image if index < FRAMES // 2 else image[::-1] for index, image in enumerate(portrait()))
+        clip = sample_clips.write_clip(Path(folder) / "face.mp4", map(np.ascontiguousarray, frames))
+        with av.open(str(clip)) as source, av.open(str(path), "w") as container:
+            stream = container.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.pts is None:
+                    continue
+                is_later = packet.pts * packet.time_base * 25 >= FRAMES // 2
+                copy = av.Packet(flip + bytes(packet) if is_later else bytes(packet))
+                copy.stream, copy.time_base, copy.is_keyframe = stream, packet.time_base, packet.is_keyframe
+                copy.pts, copy.dts = packet.pts, packet.dts
+                container.mux(copy)
+
+
 def cover_picture(path: Path) -> None:
     """A large picture of the album's cover comes with the video."""
     with tempfile.TemporaryDirectory() as folder:
@@ -336,6 +354,7 @@ HOSTILE = {
     "transposed.mp4": HostileClip(patched(display_matrix(0, ONE, ONE, 0), stored=transposed), "ok", FRAMES),
     "half_turn.mp4": HostileClip(patched(display_matrix(-ONE, 0, 0, -ONE), stored=turned), "ok", FRAMES),
     "quarter_turn.mp4": HostileClip(patched(display_matrix(0, ONE, -ONE, 0), stored=np.rot90), "ok", FRAMES),
+    "flipped_later.mp4": HostileClip(flipped_later, "ok", FRAMES),
     "scaled.mp4": HostileClip(patched(display_matrix(5, 0, 0, 7)), "ok", FRAMES),
     "zero_matrix.mp4": HostileClip(patched(display_matrix(0, 0, 0, 0)), "ok", FRAMES, MATRIX),
     "flat_matrix.mp4": HostileClip(patched(display_matrix(ONE, ONE, ONE, ONE)), "ok", FRAMES, MATRIX),

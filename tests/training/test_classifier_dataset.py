@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import re
 import shutil
@@ -221,6 +222,7 @@ BROKEN = {
     "empty": lambda path: path.write_bytes(b""),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:20]),
     "not an image": lambda path: path.write_bytes(b"This is not an image, whatever its name says."),
+    "named pipe": lambda path: (path.unlink(), os.mkfifo(path)),
 }
 
 
@@ -254,6 +256,14 @@ def test_broken_landmarks_and_masks_are_named(root: Path, path: str, content: by
     sample = data[SampleIndex(row_of(data, "000_001/0_0.png"), 0, 0)]
     assert path in sample.broken[0]
     assert len(sample.broken) == 1
+
+
+def test_pipe_in_place_of_landmarks(root: Path) -> None:
+    path = root / "landmarks/000/0_0.npy"
+    path.unlink()
+    os.mkfifo(path)
+    data = make_dataset(root)
+    assert "landmarks/000/0_0.npy" in data[SampleIndex(row_of(data, "000/0_0.png"), 0, 0)].broken[0]
 
 
 def test_pickled_landmarks_are_refused(root: Path) -> None:

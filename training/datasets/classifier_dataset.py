@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from common.files import read_regular_file
 from preprocessing.crops import center_in_square, resize_longer_side
 from preprocessing.images import ImageError, decode_image, read_image
 from preprocessing.layout import DIFFS, LANDMARKS, diff_name, landmarks_name
@@ -122,7 +124,7 @@ class CropSource:
     def _scale_from(self, original: str, shape: tuple[int, int]) -> np.ndarray:
         """Return (x, y) scale factors from the original's crop to a fake's crop of this shape."""
         try:
-            with Image.open(self.root / self.crops_dir / original) as image:
+            with Image.open(BytesIO(read_regular_file(self.root / self.crops_dir / original))) as image:
                 return np.array(shape[::-1]) / image.size
         except (OSError, ValueError, Image.DecompressionBombError):
             return np.ones(2)  # assume the same size: nothing else of the original is needed
@@ -240,7 +242,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
 
 def _load_landmarks(path: Path) -> np.ndarray:
     """Load an array of five finite points. Raises ValueError for other arrays, and what np.load raises."""
-    landmarks = np.load(path, allow_pickle=False)
+    landmarks = np.load(BytesIO(read_regular_file(path)), allow_pickle=False)
     if not isinstance(landmarks, np.ndarray):  # an .npz archive, whatever its name
         raise ValueError("not an array")
     if landmarks.dtype.kind not in "iuf":
