@@ -83,12 +83,12 @@ def measure(config: Config, device: torch.device, steps: int, compiled: bool) ->
     flops = count_flops(learner, batch)
     build.wrap_model(learner, frozen=False, compiled=compiled)
     for _ in range(2):
-        train_step(learner, batch, 1e-4)
+        train_step(learner, batch)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     for _ in range(steps):
-        train_step(learner, batch, 1e-4)  # reads the loss, so it waits for the device
+        train_step(learner, batch)  # reads the loss, so it waits for the device
     seconds = (time.perf_counter() - started) / steps
     return seconds, flops, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 

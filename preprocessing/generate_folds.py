@@ -4,6 +4,7 @@
 
 writes folds.csv with the columns video, file, label (1 = fake), original (for a real video, its own id), frame, fold.
 Rows are shuffled with the seed. A fake and its original are in the same fold, unless an official split separates them.
+Of DFDC's originals, only those that some fake names are listed, as in the published code; --all-originals lists all.
 
 DFDC's 50 parts are split into runs of equal length, the last of which takes the remainder: with 16 folds, fold 0 is
 parts 0 to 2. In other datasets, official validation videos are fold 0, official test videos are fold -1, and the rest
@@ -28,6 +29,7 @@ if not __package__:
 from common import cli
 from common.files import atomic_file, make_folder
 from common.jobs import Outcome, StageError
+from common.text import plural
 from preprocessing import stage
 from preprocessing.dataset import Dataset, Video
 from preprocessing.images import FaceImage, ImageError, list_images
@@ -52,6 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         default=SEED,
         help="random seed of the row order and, except for DFDC, the folds",
     )
+    parser.add_argument("--all-originals", action="store_true", help="also list DFDC's originals that no fake names")
     return parser
 
 
@@ -60,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     dataset, root = stage.load_dataset(args), stage.data_root(args)
     folds = assign_folds(dataset, args.n_splits, args.seed)
     check_folds(dataset, folds)
-    videos = list(dataset.videos.values())
+    videos = list_videos(dataset, args.all_originals)
     outcomes, rows = {}, array("i")  # video number, frame, face; compact, as DFDC has millions of crops
     for number, video in enumerate(videos):
         crops = list_crops(root.crops(video.id))
@@ -72,11 +75,25 @@ def main(args: argparse.Namespace) -> int:
         for crop in crops:
             rows.extend((number, crop.frame, crop.face))
     if not rows:
-        raise StageError(f"{root.crops('')}: no crops of the dataset's videos. Run extract_crops.py")
+        option = "" if len(videos) == len(dataset.videos) else ", or add --all-originals"
+        raise StageError(f"{root.crops('')}: no crops of the listed videos. Run extract_crops.py{option}")
     shuffled = np.random.default_rng(args.seed).permutation(np.reshape(rows, (-1, 3)))
     write_folds(args.out or args.root_dir / FOLDS_CSV, videos, folds, shuffled)
     print(format_contents([(folds[video.id], video.fake, outcomes[video.id]) for video in videos], args.n_splits))
     return stage.report(outcomes, "They have no crops: see the messages of extract_crops.py")
+
+
+def list_videos(dataset: Dataset, all_originals: bool) -> list[Video]:
+    """Return the videos to list. Other datasets than DFDC have official test sets with originals that no fake names."""
+    videos = list(dataset.videos.values())
+    if dataset.layout != "dfdc" or all_originals:
+        return videos
+    named = {video.original for video in videos if video.fake}
+    listed = [video for video in videos if video.fake or video.id in named]
+    if len(listed) < len(videos):
+        count = plural(len(videos) - len(listed), "original")
+        log.info("not listed: %s that no fake names. --all-originals lists them", count)
+    return listed
 
 
 def assign_folds(dataset: Dataset, n_splits: int, seed: int) -> dict[str, int]:

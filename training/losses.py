@@ -7,12 +7,13 @@ Losses take logits (n,) and labels (n,), 1 = fake, and return one value per samp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-# Focusing parameter of the focal loss, as in the paper.
-GAMMA = 2
+# Focusing parameter of the focal loss in the winning solution. The paper recommends 2.
+GAMMA = 3.0
 
 
 def binary_crossentropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -20,16 +21,13 @@ def binary_crossentropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
-def focal_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return (1 - p)^2 * -log p, where p is the probability of the label (Lin et al., Focal Loss, ICCV 2017)."""
+def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float = GAMMA) -> torch.Tensor:
+    """Return (1 - p)^gamma * -log p, where p is the probability of the label (Lin et al., Focal Loss, ICCV 2017)."""
     crossentropy = binary_crossentropy(logits, labels)
-    return (1 - torch.exp(-crossentropy)) ** GAMMA * crossentropy
+    return (1 - torch.exp(-crossentropy)) ** gamma * crossentropy
 
 
-LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "BinaryCrossentropy": binary_crossentropy,
-    "FocalLoss": focal_loss,
-}
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"BinaryCrossentropy": binary_crossentropy, "FocalLoss": focal_loss}
 # Name of the loss on a network's mask, which is added to the losses on its logit.
 MASK_LOSS = "MaskBinaryCrossentropy"
 
@@ -44,10 +42,12 @@ class BalancedLoss:
         weights: weights of the losses, by name (keys of LOSSES, and MASK_LOSS).
         ohem_samples: number of hardest samples of each class to use per process (online hard example mining,
             Shrivastava et al., CVPR 2016); None for all.
+        focal_gamma: focusing parameter of the focal loss.
     """
 
-    def __init__(self, weights: Mapping[str, float], ohem_samples: int | None = None):
-        self.weights = {LOSSES[name]: weight for name, weight in weights.items() if name != MASK_LOSS}
+    def __init__(self, weights: Mapping[str, float], ohem_samples: int | None = None, focal_gamma: float = GAMMA):
+        losses = LOSSES | {"FocalLoss": partial(focal_loss, gamma=focal_gamma)}
+        self.weights = {losses[name]: weight for name, weight in weights.items() if name != MASK_LOSS}
         self.mask_weight = weights.get(MASK_LOSS, 0.0)
         self.ohem_samples = ohem_samples
 

@@ -61,6 +61,30 @@ def test_folds_of_fifty_parts(fifty: Path):
     }
 
 
+def test_originals_without_a_fake_are_listed_on_request(tmp_path: Path):
+    """Whether the crops of the fake exist does not matter."""
+    metadata = dict.fromkeys(("a.mp4", "b.mp4", "c.mp4", "d.mp4"), REAL) | {"e.mp4": fake_of("a.mp4")}
+    metadata |= {"f.mp4": fake_of("b.mp4"), "g.mp4": fake_of("elsewhere.mp4")}
+    touch(write_part(tmp_path, 0, metadata), *metadata)
+    touch_crops(tmp_path, *"abcde")
+    finished = run_stage("generate_folds", tmp_path)
+    assert finished.returncode == 3  # f and g have no crops
+    assert {row["video"] for row in rows(tmp_path / "folds.csv")} == set("abe")
+    assert "2 originals" in finished.stderr
+    assert "--all-originals" in finished.stderr
+    finished = run_stage("generate_folds", tmp_path, "--all-originals")
+    assert {row["video"] for row in rows(tmp_path / "folds.csv")} == set("abcde")
+    assert "--all-originals" not in finished.stderr
+
+
+def test_only_originals_without_a_fake(tmp_path: Path):
+    touch(write_part(tmp_path, 0, {"a.mp4": REAL}), "a.mp4")
+    touch_crops(tmp_path, "a")
+    finished = run_stage("generate_folds", tmp_path)
+    assert finished.returncode == 2
+    assert "--all-originals" in finished.stderr.splitlines()[-1]
+
+
 def test_seed_determines_the_row_order(fifty: Path, tmp_path: Path):
     first = (fifty / "folds.csv").read_text()
     for name, seed in (("again", 777), ("other", 778)):
@@ -144,7 +168,7 @@ def test_malformed_metadata(tmp_path: Path):
     ]
     touch_crops(tmp_path, "good", "fake", "elsewhere", "twice")
     (tmp_path / "crops/lost").mkdir()
-    finished = run_stage("generate_folds", tmp_path)
+    finished = run_stage("generate_folds", tmp_path, "--all-originals")
     assert finished.returncode == 3  # absent.mp4 has no crops
     assert "Traceback" not in finished.stderr
     for kind, names in problems.items():
@@ -152,7 +176,7 @@ def test_malformed_metadata(tmp_path: Path):
     assert any("failed" in line and "absent" in line for line in finished.stderr.splitlines())
     folds = {row["video"]: row["fold"] for row in rows(tmp_path / "folds.csv")}
     assert folds == {"good": "0", "fake": "0", "elsewhere": "0", "twice": "3"}  # a fake goes with its original
-    silent = run_stage("generate_folds", tmp_path, "--no-dataset-report")
+    silent = run_stage("generate_folds", tmp_path, "--all-originals", "--no-dataset-report")
     assert silent.returncode == 3
     assert not any(kind in silent.stderr for kind in problems)
 
@@ -290,7 +314,7 @@ def test_originals_with_invalid_names(tmp_path: Path):
     dataset = read_dataset(tmp_path)
     assert list(dataset.videos) == ["a"]
     assert dataset.problems["malformed entries of metadata.json"] == [f"dfdc_train_part_0/{name}.mp4" for name in "bc"]
-    assert run_stage("generate_folds", tmp_path).returncode == 0
+    assert run_stage("generate_folds", tmp_path, "--all-originals").returncode == 0
 
 
 def test_split_files_that_cannot_be_read(tmp_path: Path):

@@ -126,9 +126,9 @@ with init_distributed("cpu") as dist:
     loss, overflows = learner.loss, dist.rank == 1
     original = type(loss).__call__
     type(loss).__call__ = lambda self, *args: original(self, *args) * (torch.inf if overflows else 1)
-    steps = [train_step(learner, random_batch(config), 1e-3)]
+    steps = [train_step(learner, random_batch(config))]
     overflows = False
-    steps.append(train_step(learner, random_batch(config), 1e-3))
+    steps.append(train_step(learner, random_batch(config)))
     weights = torch.cat([parameter.flatten() for parameter in learner.network.parameters()])
     results = dist.all_gather(([step.skipped for step in steps], learner.steps, learner.scaler.get_scale(), weights))
     assert all(torch.equal(result[3], weights) for result in results)

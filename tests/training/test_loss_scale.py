@@ -95,12 +95,12 @@ def test_overflow_skips_the_step(learner: Learner, batch: Batch, change: Callabl
     assert learner.ema is not None
     before = [value.clone() for value in (*learner.network.parameters(), *learner.ema.parameters())]
     change_loss(learner, change, steps=1)
-    step = train_step(learner, batch, 1e-3)
+    step = train_step(learner, batch)
     assert (step.skipped, learner.steps, learner.scaler.get_scale()) == (True, 0, SCALE / 2)
     after = [*learner.network.parameters(), *learner.ema.parameters()]
     assert all(map(torch.equal, before, after))
     assert not learner.optimizer.state
-    step = train_step(learner, batch, 1e-3)
+    step = train_step(learner, batch)
     assert (step.skipped, learner.steps, learner.scaler.get_scale()) == (False, 1, SCALE / 2)
     assert math.isfinite(step.loss)
     assert not all(map(torch.equal, before, after))
@@ -110,12 +110,12 @@ def test_overflow_of_the_forward_pass_leaves_no_trace_in_the_batch_norms(learner
     """Their running statistics of infinite activations would stay infinite, and validation would fail."""
     before = copy_of_weights(learner)
     handle = learner.network.encoder.conv_stem.register_forward_hook(lambda _, __, output: output * math.inf)
-    step = train_step(learner, batch, 1e-3)
+    step = train_step(learner, batch)
     handle.remove()
     assert step.skipped
     assert not math.isfinite(step.loss)
     assert all(map(torch.equal, before, copy_of_weights(learner)))
-    assert not train_step(learner, batch, 1e-3).skipped
+    assert not train_step(learner, batch).skipped
 
 
 def test_step_after_an_overflow_equals_one_without(config: Config, batch: Batch) -> None:
@@ -127,7 +127,7 @@ def test_step_after_an_overflow_equals_one_without(config: Config, batch: Batch)
         change_loss(learner, infinite_loss, skipped)
         for step in range(skipped + 2):
             torch.manual_seed(max(step - skipped, 0))  # of drop path
-            train_step(learner, batch, 1e-3)
+            train_step(learner, batch)
         assert learner.steps == 2
         results.append(copy_of_weights(learner))
     assert all(map(torch.equal, *results))
@@ -213,7 +213,7 @@ def test_resumes_with_and_without_scaling(
         learners.append(learner)
     change_loss(learners[0], infinite_gradient, steps=int(before))
     for _ in range(2):
-        train_step(learners[0], batch, 1e-3)
+        train_step(learners[0], batch)
     checkpoints = Checkpoints(tmp_path, "run", every_epoch=False)
     checkpoints.save(learners[0], 4, Best(4, 0.3), SETTINGS, None)
     with caplog.at_level(logging.INFO):
@@ -221,7 +221,7 @@ def test_resumes_with_and_without_scaling(
     assert learners[1].steps == learners[0].steps
     assert learners[1].scaler.get_scale() == {(True, True): SCALE / 2, (False, True): SCALE}.get((before, after), 1)
     assert ("loss scale" in caplog.text) == (before != after)
-    assert not train_step(learners[1], batch, 1e-3).skipped
+    assert not train_step(learners[1], batch).skipped
 
 
 def test_run_logs_and_resumes_the_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

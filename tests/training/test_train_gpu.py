@@ -57,6 +57,6 @@ def test_b7_fits_a_batch(dtype: str) -> None:
     config = read_config(face_crops.ROOT / "configs/b7.json", {"pretrained": False, "amp_dtype": dtype})
     learner = make_learner(config, torch.device("cuda"))
     batch = random_batch(config)
-    losses = [train_step(learner, batch, 0.01)[0] for _ in range(20)]
+    losses = [train_step(learner, batch)[0] for _ in range(20)]
     assert all(map(math.isfinite, losses))
     assert min(losses[-5:]) < losses[0]

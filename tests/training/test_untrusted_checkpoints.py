@@ -268,7 +268,7 @@ def last(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """The content of a last checkpoint after two steps with AdamW and loss scaling."""
     learner = scaled_learner(config)
     for _ in range(2):
-        train_step(learner, random_batch(config), 1e-3)
+        train_step(learner, random_batch(config))
     checkpoints = Checkpoints(tmp_path_factory.mktemp("last"), "run", every_epoch=False)
     checkpoints.save(learner, 4, Best(4, 0.3), SETTINGS, None)
     return read_checkpoint(checkpoints.path("last"))
@@ -395,7 +395,7 @@ def test_options_of_the_optimizer_come_from_the_configuration(tmp_path: Path, co
     learner = scaled_learner(config)
     assert restore(learner, tmp_path / "run_last.pt", SETTINGS) == (5, Best(4, 0.3))
     assert learner.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
-    assert not train_step(learner, random_batch(config), 1e-3).skipped
+    assert not train_step(learner, random_batch(config)).skipped
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_resumed_run_writes_the_same_bytes(tmp_path: Path, optimizer: dict[str, 
 
 def step(learner: Learner, config: Config, seed: int) -> None:
     torch.manual_seed(seed)
-    train_step(learner, random_batch(config), 1e-3)
+    train_step(learner, random_batch(config))
 
 
 def test_log_of_random_weights_is_not_repeated(config: Config, caplog: pytest.LogCaptureFixture) -> None:

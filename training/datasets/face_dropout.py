@@ -25,8 +25,8 @@ ReadMask = Callable[[], np.ndarray | None]
 LANDMARK_P, OUTLINE_P, HALF_P = 0.7, 0.2, 0.1
 # Probability of each part. Eyes, mouth and nose are tried in this order until one applies.
 PART_P = 0.5
-# Mask level above which a pixel of a fake counts as manipulated, and how many such pixels must stay visible.
-MANIPULATED_LEVEL = 0.4 * 255
+# Mask level above which a pixel of a fake counts as manipulated. More than MIN_VISIBLE of these must stay visible.
+LEVEL_HALF, LEVEL_BLOCK = 0, 0.4 * 255
 MIN_VISIBLE_HALF, MIN_VISIBLE_BLOCK = 20, 40
 # Probability of block dropout for real and fake images.
 BLOCK_P = (0.6, 0.8)
@@ -54,7 +54,7 @@ def face_dropout(
     if rng.random() < HALF_P:
         halves = list(image_halves(shape))
         regions = (halves[rng.integers(len(halves))] for _ in range(HALF_TRIES))
-        return _first_allowed(regions, fake, read_mask, MIN_VISIBLE_HALF)
+        return _first_allowed(regions, fake, read_mask, LEVEL_HALF, MIN_VISIBLE_HALF)
     return None
 
 
@@ -63,7 +63,7 @@ def block_dropout(shape: Shape, fake: bool, read_mask: ReadMask, rng: np.random.
     if rng.random() >= BLOCK_P[fake]:
         return None
     regions = (_random_block(shape, rng) for _ in range(BLOCK_TRIES))
-    return _first_allowed(regions, fake, read_mask, MIN_VISIBLE_BLOCK)
+    return _first_allowed(regions, fake, read_mask, LEVEL_BLOCK, MIN_VISIBLE_BLOCK)
 
 
 def eyes(shape: Shape, landmarks: np.ndarray) -> np.ndarray:
@@ -153,13 +153,13 @@ def _random_block(shape: Shape, rng: np.random.Generator) -> np.ndarray:
 
 
 def _first_allowed(
-    regions: Iterable[np.ndarray], fake: bool, read_mask: ReadMask, min_visible: int
+    regions: Iterable[np.ndarray], fake: bool, read_mask: ReadMask, level: float, min_visible: int
 ) -> np.ndarray | None:
-    """Return the first region that leaves more than `min_visible` manipulated pixels of a fake visible, if any."""
+    """Return the first region that leaves more than `min_visible` pixels of a fake's mask above `level`, if any."""
     if not fake:
         return next(iter(regions))
     mask = read_mask()
     if mask is None:
         return None
-    manipulated = mask > MANIPULATED_LEVEL
+    manipulated = mask > level
     return next((region for region in regions if np.count_nonzero(manipulated & ~region) > min_visible), None)

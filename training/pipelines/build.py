@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
@@ -21,9 +22,9 @@ from training.datasets.classifier_dataset import ClassifierDataset, CropSource, 
 from training.datasets.folds import Crops, EpochBatchSampler, read_folds, training_rows, validation_rows
 from training.losses import MASK_LOSS, BalancedLoss
 from training.options import PADDING_PART
-from training.pipelines.engine import Learner
+from training.pipelines.engine import Learner, Rates
 from training.tools.checkpoint import fit_weights, load_encoder, load_network
-from training.tools.config import Config
+from training.tools.config import Config, OptimizerConfig
 from training.tools.distributed import Distributed
 from training.tools.optimizers import build_optimizer
 from training.transforms.albu import Augmentation
@@ -226,7 +227,8 @@ def init_network(config: Config, fresh: bool, weights: str | Path | None = None)
             raise
         raise SetupError(
             f"pretrained: the weights of {config.encoder} cannot be downloaded ({type(error).__name__}: {error}). "
-            "Connect to the internet, or use --set pretrained=FILE or --set pretrained=false (random weights)"
+            "Connect to the internet, run ./download_weights.sh --imagenet where there is a connection, or use --set "
+            "pretrained=FILE or --set pretrained=false (random weights)"
         ) from None
     if fresh and weights:
         _copy_weights(network, weights)
@@ -252,22 +254,15 @@ def build_learner(
     network = dist.sync_batch_norms(network).to(dist.device).to(memory_format=memory_format)
     network.encoder.get_classifier().requires_grad_(False)  # timm's head for 1000 classes is not used
     amp_dtype = choose_amp_dtype(config, dist.device)
-    optimizer = build_optimizer(
-        config.optimizer.type,
-        network.parameters(),
-        config.optimizer.learning_rate,
-        config.optimizer.weight_decay,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
-    )
     return Learner(
         network=network,
         model=network,
         recipe=config.recipe(crop),
-        loss=BalancedLoss(config.losses, config.ohem_samples),
-        optimizer=optimizer,
+        loss=BalancedLoss(config.losses, config.ohem_samples, config.focal_gamma),
+        loss_scope=config.loss_scope,
+        optimizer=_build_optimizer(config.optimizer, network),
         scaler=torch.amp.GradScaler(dist.device.type, enabled=amp_dtype == torch.float16),
-        lr_at=_learning_rate(config),
+        rates_at=_rates(config),
         clip_norm=config.optimizer.clip_norm,
         accumulate=config.optimizer.accumulate,
         amp_dtype=amp_dtype,
@@ -277,19 +272,37 @@ def build_learner(
     )
 
 
-def _learning_rate(config: Config) -> Callable[[int, int], float]:
-    """Return the learning rate as a function of (epoch, step)."""
-    initial, schedule = config.optimizer.learning_rate, config.optimizer.schedule
+def _build_optimizer(config: OptimizerConfig, network: DeepFakeClassifier) -> torch.optim.Optimizer:
+    """Build an optimizer of the parameters that require a gradient, with a group of the encoder's if there are two."""
+    encoder, others = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            (encoder if name.startswith("encoder.") else others).append(parameter)
+    return build_optimizer(
+        config.type,
+        [*encoder, *others] if config.classifier_lr is None else [{"params": encoder}, {"params": others}],
+        config.learning_rate,
+        config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
+
+
+def _rates(config: Config) -> Callable[[int, int], Rates]:
+    """Return the learning rates and the momentum as a function of (epoch, batch)."""
+    optimizer, schedule = config.optimizer, config.optimizer.schedule
+    initial = [lr for lr in (optimizer.learning_rate, optimizer.classifier_lr) if lr is not None]
     curve = schedule.build()
 
-    def learning_rate(epoch: int, step: int) -> float:
+    def rates(epoch: int, batch: int) -> Rates:
+        time = epoch if schedule.mode == "epoch" else epoch * config.batches_per_epoch + batch
         try:
-            return curve.lr(initial, epoch if schedule.mode == "epoch" else step)
+            return Rates(tuple(curve.lr(lr, time) for lr in initial), curve.momentum(time))
         except OverflowError:
             reason = f"the learning rate of epoch {epoch} is too large for a number"
             raise SetupError(f"optimizer.schedule.params: {reason}. Check them") from None
 
-    return learning_rate
+    return rates
 
 
 def choose_amp_dtype(config: Config, device: torch.device) -> torch.dtype | None:

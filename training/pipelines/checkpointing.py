@@ -51,7 +51,10 @@ class ResumeError(UserError):
 
 
 class Best(NamedTuple):
-    """The epoch with the lowest balanced log loss (bce) so far; None before the first validation."""
+    """The epoch with the lowest balanced log loss (bce) so far; None before the first validation.
+
+    The epoch is also None if a checkpoint with weights only told the loss.
+    """
 
     epoch: int | None = None
     bce: float | None = None
@@ -123,18 +126,17 @@ class Checkpoints:
 
 
 def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int, Best]:
-    """Restore a learner from NAME_last.pt. Return the next epoch and the best epoch so far.
+    """Restore a learner from NAME_last.pt, or its weights from another checkpoint. Return the next and the best epoch.
 
     Raises:
-        ResumeError: the run has different settings, or the checkpoint is damaged, has weights only or does not fit the
-            learner.
+        ResumeError: the run has different settings, or the checkpoint is damaged or does not fit the learner.
     """
     remedy = "To start from scratch, use --resume none"
     try:
         checkpoint = read_checkpoint(path)
-        training = checkpoint.get("training")
-        if not isinstance(training, dict):
-            raise ResumeError(f"{path}: has weights only. To start a new run from them, add --from-zero")
+        if "training" not in checkpoint:
+            return _restore_weights_only(path, learner, checkpoint)
+        training = checkpoint["training"]
         _compare_settings(path, training["settings"], settings)
         epoch, steps = _count("epoch", checkpoint["epoch"]), _count("steps", training["steps"])
         best = _best(training["best_epoch"], checkpoint["bce_best"])
@@ -152,6 +154,22 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ResumeError(f"{path}: does not fit this run ({reason}). {remedy}") from None
+
+
+def _restore_weights_only(path: Path, learner: Learner, checkpoint: dict[str, Any]) -> tuple[int, Best]:
+    """Restore a learner's weights from a released checkpoint or one of an epoch. Return the next and the best epoch."""
+    epoch = _count("epoch", checkpoint["epoch"])
+    if "recipe" in checkpoint:  # the released files count the finished epochs
+        epoch += 1
+    best = _best(None, checkpoint.get("bce_best"))
+    for network in (learner.eval_network, learner.network):
+        _restore_weights(path, network, checkpoint["state_dict"])
+    log.info(
+        "%s: has weights only. The optimizer and the loss scale start from scratch, at the learning rate of epoch %d",
+        path,
+        epoch,
+    )
+    return epoch, best
 
 
 def _restore_weights(path: Path, network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -218,9 +236,9 @@ def _restore_scaler(learner: Learner, stored: dict[str, Any]) -> None:
 
 def _best(epoch: Any, bce: Any) -> Best:
     """Return the best epoch so far from stored values. Raises ValueError."""
-    if epoch is None or bce is None:
+    if bce is None:
         return Best()
-    return Best(_count("best epoch", epoch), _number("bce_best", bce))
+    return Best(None if epoch is None else _count("best epoch", epoch), _number("bce_best", bce))
 
 
 def _count(name: str, value: Any, below: int = 2**63) -> int:

@@ -43,6 +43,18 @@ class TrainingError(UserError):
     """Training or scoring that cannot continue."""
 
 
+class Rates(NamedTuple):
+    """What a learning rate schedule sets before each step.
+
+    Attributes:
+        lr: learning rate of each group of parameters of the optimizer.
+        momentum: momentum, or Adam's beta1; None leaves it as it is.
+    """
+
+    lr: tuple[float, ...]
+    momentum: float | None = None
+
+
 @dataclass
 class Learner:
     """A network and everything that trains it.
@@ -54,7 +66,8 @@ class Learner:
         loss: loss of a batch.
         optimizer: the optimizer.
         scaler: loss scaling for float16; disabled otherwise.
-        lr_at: returns the learning rate for (epoch, step), both counted from 0.
+        rates_at: returns the rates for (epoch, batch), both counted from 0.
+        loss_scope: what the loss averages each class of: "global" or "process", see `training.tools.config.Config`.
         clip_norm: gradient clipping threshold (L2 norm).
         accumulate: number of parts that a batch is divided into to save memory.
         amp_dtype: AMP dtype; None for float32.
@@ -70,11 +83,12 @@ class Learner:
     loss: BalancedLoss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    lr_at: Callable[[int, int], float]
+    rates_at: Callable[[int, int], Rates]
     clip_norm: float
     accumulate: int
     amp_dtype: torch.dtype | None
     dist: Distributed
+    loss_scope: str = "global"
     memory_format: torch.memory_format = torch.channels_last
     ema: ModelEmaV3 | None = None
     steps: int = 0
@@ -111,9 +125,9 @@ def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops
         crops: names of the crops, for messages.
 
     Returns:
-        `train_loss` (mean over the batches), `lr` (of the last step), `images_per_second`, `broken` (number of broken
-        images) and `seconds`; with loss scaling also `loss_scale` (at the end) and `skipped_steps`. All but `seconds`
-        cover all processes.
+        `train_loss` (mean over the batches), `lr` and, if it differs, `classifier_lr` (of the last step),
+        `images_per_second`, `broken` (number of broken images) and `seconds`; with loss scaling also `loss_scale` (at
+        the end) and `skipped_steps`. All but `seconds` cover all processes.
 
     Raises:
         TrainingError: in all processes at once, if a loss is not finite, float16 is not enough or too many images are
@@ -121,12 +135,13 @@ def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops
     """
     started = time.monotonic()
     losses: list[float] = []
-    images, broken, skipped, lr = 0, 0, 0, 0.0
+    images, broken, skipped, rates = 0, 0, 0, Rates((0.0,))
     show = None if learner.dist.is_main_process else True
     progress = tqdm(data_loader, desc=f"epoch {epoch}", disable=show, leave=False, mininterval=1)
     for number, batch in enumerate(progress):
-        lr = learner.lr_at(epoch, learner.steps)
-        step = train_step(learner, batch, lr)
+        rates = learner.rates_at(epoch, number)
+        set_rates(learner.optimizer, rates)
+        step = train_step(learner, batch)
         for message in batch.broken:
             log.warning("replaced by another image: %s", message)
         _check_finite(learner, step, batch, f"epoch {epoch}, batch {number}", crops)
@@ -136,14 +151,14 @@ def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops
         broken += step.broken
         skipped += step.skipped
         check_broken(broken, len(data_loader) * step.images)
-        progress.set_postfix(loss=f"{np.mean(losses[-100:] or [math.nan]):.4f}", lr=f"{lr:.2e}", refresh=False)
+        progress.set_postfix(loss=f"{np.mean(losses[-100:] or [math.nan]):.4f}", lr=f"{rates.lr[0]:.2e}", refresh=False)
     if not losses:
         raise TrainingError(f"epoch {epoch}: the loss overflows in float16 in all batches. {FLOAT16_REMEDY}")
     seconds = time.monotonic() - started
     scaling = {"loss_scale": learner.scaler.get_scale(), "skipped_steps": skipped}
     return {
         "train_loss": float(np.mean(losses)),
-        "lr": lr,
+        **dict(zip(("lr", "classifier_lr"), rates.lr, strict=False)),
         "images_per_second": images / seconds,
         "broken": broken,
         **(scaling if learner.scaler.is_enabled() else {}),
@@ -165,14 +180,22 @@ def _check_finite(learner: Learner, step: Step, batch: Batch, place: str, crops:
         )
 
 
-def train_step(learner: Learner, batch: Batch, lr: float) -> Step:
-    """Take one optimizer step with the learning rate `lr`, unless the loss or its gradient is not finite.
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Set the learning rates and the momentum of an optimizer."""
+    for group, lr in zip(optimizer.param_groups, rates.lr, strict=True):
+        group["lr"] = lr
+        if rates.momentum is not None and "betas" in group:
+            group["betas"] = (rates.momentum, *group["betas"][1:])
+        elif rates.momentum is not None:
+            group["momentum"] = rates.momentum
+
+
+def train_step(learner: Learner, batch: Batch) -> Step:
+    """Take one optimizer step, unless the loss or its gradient is not finite.
 
     With loss scaling (float16), such a step is skipped and the loss scale halved. The decision is the same in all
     processes, because the loss is summed and the gradients are averaged over them.
     """
-    for group in learner.optimizer.param_groups:
-        group["lr"] = lr
     statistics = [buffer.clone() for buffer in learner.network.buffers()] if learner.scaler.is_enabled() else []
     loss = _backward(learner, batch)
     sums = torch.stack([loss, loss.new_tensor(len(batch.labels)), loss.new_tensor(batch.broken_images)])
@@ -207,7 +230,11 @@ def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
         for field in (batch.images, batch.labels, batch.valid, batch.mask_known)
     )
     masks = None if batch.masks is None else batch.masks.to(dist.device, non_blocking=True)
-    counts = dist.all_reduce(loss.class_counts(labels, valid))
+    counts = loss.class_counts(labels, valid)
+    # DistributedDataParallel averages the gradients over the processes; a global loss is their sum.
+    scale = 1
+    if learner.loss_scope == "global":
+        counts, scale = dist.all_reduce(counts), dist.world_size
     size = len(labels) // learner.accumulate
     total = labels.new_zeros(())
     for first in range(0, len(labels), size):
@@ -216,8 +243,7 @@ def _backward(learner: Learner, batch: Batch) -> torch.Tensor:
             logits, mask_logits = forward(
                 learner.model, learner.recipe, images[part], learner.amp_dtype, learner.memory_format
             )
-            # DistributedDataParallel averages gradients over the processes; this makes it the sum.
-            part_loss = loss(logits, labels[part], valid[part], counts) * dist.world_size
+            part_loss = loss(logits, labels[part], valid[part], counts) * scale
             if mask_logits is not None and masks is not None:
                 part_loss = part_loss + loss.mask_loss(mask_logits, masks[part], known[part]) / learner.accumulate
             learner.scaler.scale(part_loss).backward()

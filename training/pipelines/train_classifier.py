@@ -40,8 +40,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--epochs", type=cli.positive, help="short for --set optimizer.schedule.epochs=N")
     add(
         "--opt-level",
-        choices=("O0", "O1"),
-        help="O0: float32, O1: mixed precision (default: the configuration's fp16)",
+        choices=("O0", "O1", "O2", "O3"),
+        help="O0: float32; O1: mixed precision; O2, O3: same as O1 (default: the configuration's fp16)",
     )
     add(
         "--freeze-epochs",
@@ -84,15 +84,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--logdir", type=Path, default=Path("logs"), metavar="DIR", help="folder of the logs")
     add(
         "--prefix",
-        default="",
-        help="start of the run's name, which is <prefix><network>_<encoder>_<fold> (default: none)",
+        help="start of the run's name, which is <prefix><network>_<encoder>_<fold> (default: the configuration's)",
     )
     add(
         "--resume",
         default="auto",
         metavar="auto|none|FILE",
-        help="auto: resume from the run's own last checkpoint, if any; none: start over; FILE: resume from this "
-        "checkpoint if the run has none of its own",
+        help="auto: resume from the run's own last checkpoint, if any; none: start over; FILE: continue from this "
+        "checkpoint if the run has none of its own; if it has weights only, at the epoch it holds",
     )
     add("--from-zero", action="store_true", help="take only the weights from --resume FILE and start at epoch 0")
     add("--zero-score", action="store_true", help="when resuming, forget the best score so far")
@@ -122,7 +121,7 @@ def config_changes(args: argparse.Namespace) -> dict[str, Any]:
     if args.epochs is not None:
         changes["optimizer.schedule.epochs"] = args.epochs
     if args.opt_level is not None:
-        changes["fp16"] = args.opt_level == "O1"
+        changes["fp16"] = args.opt_level != "O0"
     return changes
 
 

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         return 0
     for folder in (args.output_dir, args.logdir):
         make_folder(folder)
-    name = f"{args.prefix}{config.network}_{config.encoder}_{args.fold}"
+    prefix = (config.prefix or "") if args.prefix is None else args.prefix
+    name = f"{prefix}{config.network}_{config.encoder}_{args.fold}"
     checkpoints = Checkpoints(args.output_dir, name, every_epoch=args.keep == "all")
     with init_distributed(args.device) as dist, device_errors(REMEDY):
         logging.getLogger().setLevel(logging.INFO if dist.is_main_process else logging.WARNING)
@@ -102,7 +103,7 @@ def train(
         best: the best epoch so far.
     """
     dist, last = learner.dist, epochs[-1]
-    if learner.lr_at(last, last * len(data.batches)) == 0:
+    if not any(learner.rates_at(last, 0).lr):
         log.warning("optimizer.schedule.params: the learning rate is 0 in the last epoch. Check the schedule's length")
     epoch_log = EpochLog(args.logdir, checkpoints.name, epochs[0]) if dist.is_main_process else None
     frozen = None
@@ -190,7 +191,7 @@ def log_start(data: build.Data, learner: Learner) -> None:
 def next_steps(checkpoints: Checkpoints, best: Best, logdir: Path) -> str:
     """Format where the best checkpoint is and which commands use it."""
     path = checkpoints.path("best")
-    if path.is_file():
+    if best.epoch is not None and path.is_file():
         text = f"best checkpoint: {path} (epoch {best.epoch}, bce {best.bce:.4f})"
     else:  # resumed from a checkpoint in another folder, and no later epoch was better
         path = checkpoints.path("last")

@@ -1,7 +1,7 @@
 """Configuration of a training run: one JSON file per model, with the keys of the published code and a few more.
 
-The classes below document every key. Unknown keys, wrong types and unsupported names are errors that name the key and
-what is allowed.
+The classes below document every key. Defaults of the published code's keys are the published ones. Unknown keys, wrong
+types and unsupported names are errors that name the key and what is allowed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from pydantic_core import ErrorDetails
 from common.errors import UserError
 from common.text import shorten
 from preprocessing.crops import CROP_TYPES, MARGIN, MarginCrop, SquareCrop
-from training.losses import LOSSES, MASK_LOSS
+from training.losses import GAMMA, LOSSES, MASK_LOSS
 from training.tools.optimizers import OPTIMIZERS
-from training.tools.recipe import CROPS, MEANS, SIZES, STDS, Recipe, check_size
-from training.tools.schedulers import SCHEDULES, Count, Schedule
+from training.tools.published_config import translate
+from training.tools.recipe import CROPS, IMAGENET_MEAN, IMAGENET_STD, MEANS, SIZES, STDS, Recipe, check_size
+from training.tools.schedulers import SCHEDULES, Count, Schedule, schedule_class
 from training.zoo import ENCODERS, NETWORKS
 from training.zoo.unet import EfficientUnetClassifier
 
 # Longest part of a wrong value that is repeated in an error.
 MAX_VALUE = 100
+SGD_MOMENTUM = 0.9
 
 
 class ConfigError(UserError):
@@ -78,19 +80,19 @@ class ScheduleConfig(Section):
 
     Attributes:
         type: key of `training.tools.schedulers.SCHEDULES`.
-        mode: "step": the schedule's time counts batches; "epoch": epochs.
+        mode: "step": the schedule's time counts batches, `batches_per_epoch` for each epoch; "epoch": epochs.
         epochs: number of epochs to train.
         params: parameters of the schedule, see its class.
     """
 
     type: Annotated[str, one_of(SCHEDULES)]
-    mode: Literal["step", "epoch"] = "step"
+    mode: Literal["step", "epoch"] = "epoch"
     epochs: Count
     params: dict[str, Any] = {}
 
     def build(self) -> Schedule:
         """Build the schedule."""
-        return SCHEDULES[self.type].model_validate_json(json.dumps(self.params))
+        return schedule_class(self.type, self.params).model_validate_json(json.dumps(self.params))
 
 
 class OptimizerConfig(Section):
@@ -100,8 +102,9 @@ class OptimizerConfig(Section):
         batch_size: number of crops per batch and process (GPU).
         type: key of `training.tools.optimizers.OPTIMIZERS`.
         learning_rate: initial learning rate.
-        momentum: momentum, if the optimizer supports it.
-        nesterov: use Nesterov momentum, if the optimizer supports it.
+        classifier_lr: initial learning rate of everything but the encoder; null for `learning_rate`.
+        momentum: momentum, if the optimizer supports it. SGD's default is SGD_MOMENTUM.
+        nesterov: use Nesterov momentum, if the optimizer supports it. SGD's default is true if it has a momentum.
         weight_decay: weight decay.
         schedule: learning rate schedule.
         clip_norm: gradient clipping threshold (L2 norm).
@@ -111,12 +114,21 @@ class OptimizerConfig(Section):
     batch_size: Annotated[Count, Field(ge=2)]
     type: Annotated[str, one_of(OPTIMIZERS)]
     learning_rate: PositiveFloat
+    classifier_lr: PositiveFloat | None = None
     momentum: Fraction = 0.0
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 0.0
     schedule: ScheduleConfig
     clip_norm: PositiveFloat = 1.0
     accumulate: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("type") not in ("SGD", "FusedSGD"):
+            return values
+        values = {"momentum": SGD_MOMENTUM, **values}
+        return {"nesterov": values["momentum"] != 0, **values}
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
@@ -131,15 +143,15 @@ class OptimizerConfig(Section):
 
 
 class NormalizeConfig(Section):
-    """Normalization of the network's input: (rgb / 255 - mean) / std.
+    """Normalization of the network's input: (rgb / 255 - mean) / std. The defaults are those of ImageNet.
 
     Attributes:
         mean: mean of R, G and B.
         std: standard deviation of R, G and B.
     """
 
-    mean: tuple[Mean, Mean, Mean]
-    std: tuple[Std, Std, Std]
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Std, Std, Std] = IMAGENET_STD
 
 
 class MarginConfig(Section):
@@ -220,6 +232,9 @@ class Config(Section):
         optimizer: optimizer and learning rate schedule.
         normalize: normalization of the network's input.
         losses: weights of the losses, by name.
+        focal_gamma: focusing parameter of the focal loss.
+        loss_scope: what the loss averages the fakes and the reals of. "global": the batches of all processes, so that
+            any number of processes trains alike; "process": each process' own batch, as in the published code.
         ohem_samples: number of hardest samples of each class to use per process; null for all.
         pretrained: initial weights of the encoder. true: the published weights, which timm downloads; false: random;
             a string: a file, relative to the configuration's folder (on the command line: to the working directory).
@@ -231,6 +246,7 @@ class Config(Section):
         drop_path: stochastic depth rate of the encoder; null for the encoder's default.
         crop: the part of the frame that the crops show.
         augmentation: augmentation of training images.
+        prefix: start of the run's name, if --prefix does not set one.
     """
 
     network: Annotated[str, one_of(NETWORKS)]
@@ -239,10 +255,12 @@ class Config(Section):
     batches_per_epoch: Count
     fp16: bool
     optimizer: OptimizerConfig
-    normalize: NormalizeConfig
+    normalize: NormalizeConfig = NormalizeConfig()
     losses: Annotated[dict[LossName, PositiveFloat], Field(min_length=1)]
+    focal_gamma: NonNegativeFloat = GAMMA
+    loss_scope: Literal["global", "process"] = "global"
     ohem_samples: Count | None = None
-    pretrained: bool | str = False
+    pretrained: bool | str = True
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     channels_last: bool = True
     ema: Fraction | None = None
@@ -250,6 +268,7 @@ class Config(Section):
     drop_path: Fraction | None = None
     crop: Annotated[MarginConfig | SquareConfig, Field(discriminator="kind")] = MarginConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    prefix: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -303,9 +322,11 @@ def read_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
             raise ConfigError(f"{path}: pretrained: {values['pretrained']!r} is not a path. Correct it") from None
     for key, value in (changes or {}).items():
         _change(values, key, value)
+    translate(values)
     config = _validate(path, Config, values)
     schedule = config.optimizer.schedule
-    _validate(path, SCHEDULES[schedule.type], schedule.params, prefix="optimizer.schedule.params.")
+    schedule_type = schedule_class(schedule.type, schedule.params)
+    _validate(path, schedule_type, schedule.params, prefix="optimizer.schedule.params.")
     return config
 
 

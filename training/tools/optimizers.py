@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,13 +32,17 @@ class OptimizerError(UserError):
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, **options: float | bool
+    name: str,
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    lr: float,
+    weight_decay: float,
+    **options: float | bool,
 ) -> torch.optim.Optimizer:
-    """Build an optimizer for the parameters that require a gradient.
+    """Build an optimizer.
 
     Args:
         name: key of OPTIMIZERS.
-        parameters: parameters of the network.
+        parameters: parameters of the network, or groups of them.
         lr: learning rate.
         weight_decay: weight decay.
         options: further configuration keys; those that the optimizer does not support are ignored.
@@ -46,10 +51,7 @@ def build_optimizer(
         OptimizerError: the optimizer is part of apex, which is not installed.
     """
     supported = {key: options[key] for key in OPTIMIZERS[name] if key in options}
-    if name == "FusedAdam":
-        supported["adam_w_mode"] = False  # apex defaults to AdamW
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return _optimizer_class(name)(trained, lr=lr, weight_decay=weight_decay, **supported)
+    return _optimizer_class(name)(parameters, lr=lr, weight_decay=weight_decay, **supported)
 
 
 def state_names(optimizer: torch.optim.Optimizer) -> set[str]:

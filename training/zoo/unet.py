@@ -29,8 +29,8 @@ class EfficientUnetClassifier(DeepFakeClassifier):
         super().__init__(encoder, dropout_rate, pretrained, drop_path)
         self.decoder = Decoder(self._skip_channels(), self.encoder.num_features)
         self.final = nn.Conv2d(DECODER_CHANNELS[0], 1, kernel_size=1, bias=False)
-        for module in (*self.decoder.modules(), self.final):
-            if isinstance(module, nn.Conv2d):
+        for module in (*self.decoder.modules(), self.final, self.fc):
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
