@@ -237,7 +237,8 @@ def run_local(
     # Libraries read these when they are loaded, so set them before the processes start.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     queue = iter(jobs)
-    idle = [_Worker(timeout) for _ in range(workers)]
+    pool = [_Worker(timeout) for _ in range(workers)]
+    idle = pool.copy()
     in_flight: dict[Future, tuple[Job, _Worker]] = {}
     try:
         while True:
@@ -255,6 +256,8 @@ def run_local(
     finally:
         for process in multiprocessing.active_children():
             process.terminate()
+        for worker in pool:
+            worker.close()
 
 
 class _Worker:
@@ -281,10 +284,15 @@ class _Worker:
         try:
             return self.pool.submit(_attempt, function, job.arguments)
         except BrokenProcessPool:
+            self.close()
             self._start()
             return self.pool.submit(_attempt, function, job.arguments)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def close(self) -> None:
+        """Wait for the pool to end, once its process has: at the exit of the interpreter, its thread may fail."""
+        self.pool.shutdown(cancel_futures=True)
 
     def kill_if_stalled(self) -> None:
         """Kill the process if a native call takes too long."""

@@ -23,7 +23,7 @@ def abbreviate(names: Sequence[str], limit: int = 10) -> str:
     Names that are too long for a file are cut: in a damaged or hostile file, they can have any length.
     """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return printable(", ".join(map(shorten, names[:limit]))) + more
+    return ", ".join(shorten(printable(name)) for name in names[:limit]) + more
 
 
 def shorten(text: str, limit: int = MAX_NAME) -> str:

@@ -106,9 +106,12 @@ def demux(container: InputContainer, stream: VideoStream, report: Callable[[str]
         except av.FFmpegError as error:
             report(f"reading stopped early ({error.strerror})")
             return
+        except IndexError:  # raised by PyAV at the end of the file, when it flushes a stream that it does not know
+            report("streams that appear in the middle of the file are ignored")
+            return
         if packet is None:
             return
-        if packet.size:
+        if packet.size and packet.stream_index == stream.index:
             yield packet
 
 

@@ -33,14 +33,15 @@ def upright_rgb(frame: av.VideoFrame) -> tuple[np.ndarray, str]:
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """Return the display matrix of a frame, int32 (3, 3); None if there is none.
+    """Return the display matrix of a frame, int64 (3, 3); None if there is none.
 
     `frame.rotation` does not tell a mirrored matrix from a rotated one.
     """
     # PyAV keeps a frame whose side data has been read in memory until the garbage collector runs: read a thumbnail's.
     thumbnail = frame.reformat(width=16, height=16, format="gray", interpolation="FAST_BILINEAR", threads=1)
     data: Any = thumbnail.side_data.get("DISPLAYMATRIX")
-    return np.frombuffer(bytes(data), np.int32).reshape(3, 3) if data is not None else None
+    # The smallest int32 has no absolute value of its type.
+    return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3).astype(np.int64)
 
 
 def is_meaningful(matrix: np.ndarray) -> bool:

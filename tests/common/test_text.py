@@ -16,6 +16,11 @@ def test_abbreviate():
     assert abbreviate([str(number) for number in range(13)]).endswith("9 and 3 more")
 
 
+def test_abbreviate_limits_what_is_printed():
+    """Escaped characters are longer."""
+    assert len(abbreviate(["\0" * 255] * 20)) < 2700
+
+
 def test_abbreviate_shows_whole_file_names_only():
     name = "n" * 255
     assert abbreviate([name, name]) == f"{name}, {name}"

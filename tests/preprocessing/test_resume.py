@@ -22,6 +22,7 @@ from preprocessing import sample_clips
 from tests.support import programs
 from tests.support.datasets import (
     REAL,
+    ROOT,
     STAGES,
     fake_frames,
     fake_of,
@@ -46,6 +47,7 @@ OUTPUTS = {
     "compress_videos": "compressed",
     "extract_images": "images",
 }
+BLOCKING_READS = ROOT / "tests/support/blocking_reads"
 # Stage -> the input at which it stalls and the number of clips that it finishes before that.
 STALLS = {
     "detect_original_faces": (f"dfdc_train_part_0/{LAST}.mp4", PAIRS - 1),
@@ -120,8 +122,9 @@ def stalled(stage: str, root: Path, *options: str) -> Iterator[subprocess.Popen[
         write_long_clip(root / name)
     else:
         os.mkfifo(root / name)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BLOCKING_READS), str(ROOT)])}
     with programs.started(
-        stage_command(stage, root, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        stage_command(stage, root, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as process:
         programs.wait_for(lambda: finished_clips(root, stage) == finished, f"{finished} clips", process)
         if stage != "detect_original_faces":  # it writes a file at the end of each clip

@@ -252,6 +252,16 @@ def concatenated(path: Path) -> None:
     path.write_bytes(2 * encoded(".ts"))
 
 
+def stream_in_the_middle(path: Path) -> None:
+    """A broadcast, and the packets of a stream that its tables do not list."""
+    unlisted = bytearray(encoded(".ts"))
+    for packet in range(0, len(unlisted), 188):
+        (identifier,) = struct.unpack_from(">H", unlisted, packet + 1)
+        if identifier & 0x1FFF == 256:  # the video
+            struct.pack_into(">H", unlisted, packet + 1, identifier + 44)
+    path.write_bytes(encoded(".ts") + unlisted)
+
+
 def beside(path: Path) -> Path:
     """The folder of the other files that a clip needs."""
     folder = path.with_name(f"{path.name}_files")
@@ -347,6 +357,7 @@ HOSTILE = {
     "huge_time_deltas.mp4": HostileClip(patched(time_deltas(2**31 - 1)), "ok", FRAMES, NUMBERED),
     "huge_timescale.mp4": HostileClip(patched(timescale(2**31 - 1)), "ok", FRAMES, NUMBERED),
     "times_start_again.ts": HostileClip(concatenated, "ok", 2 * FRAMES, NUMBERED),
+    "stream_in_the_middle.ts": HostileClip(stream_in_the_middle, "ok", FRAMES, "streams that appear in the middle"),
     "hidden_by_edit_list.mp4": HostileClip(patched(edit_list(80)), "ok", FRAMES, EDIT_LIST),
     # The frames are stored in such a way that they are shown upright.
     "mirrored.mp4": HostileClip(patched(display_matrix(-ONE, 0, 0, ONE), stored=np.fliplr), "ok", FRAMES),
@@ -359,6 +370,7 @@ HOSTILE = {
     "zero_matrix.mp4": HostileClip(patched(display_matrix(0, 0, 0, 0)), "ok", FRAMES, MATRIX),
     "flat_matrix.mp4": HostileClip(patched(display_matrix(ONE, ONE, ONE, ONE)), "ok", FRAMES, MATRIX),
     "tilted_matrix.mp4": HostileClip(patched(display_matrix(46341, 46341, -46341, 46341)), "ok", FRAMES, MATRIX),
+    "extreme_matrix.mp4": HostileClip(patched(display_matrix(-(2**31), 0, 0, -(2**31)), stored=turned), "ok", FRAMES),
     "truncated.mp4": HostileClip(truncated(0.6), "ok", note=TRUNCATED),
     "huge_size_in_header.mp4": HostileClip(patched(size_in_header(65535, 65535)), "ok", FRAMES),
     "no_size_in_header.mp4": HostileClip(patched(size_in_header(0, 0)), "ok", FRAMES),

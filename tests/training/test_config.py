@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from tests.support import face_crops
+from tests.support.learners import make_learner, random_batch
 from training.options import parse_change
 from training.pipelines import build, train_classifier
+from training.pipelines.engine import set_rates, train_step
 from training.tools.config import ConfigError, read_config
+from training.tools.optimizers import build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -36,11 +41,131 @@ def test_constants_of_the_winning_solution(name: str, batch_size: int, epochs: i
     assert optimizer.clip_norm == 1
 
 
-def test_additional_keys_are_optional(tmp_path: Path) -> None:
-    published = json.loads((CONFIGS / "b7.json").read_text())
-    del published["pretrained"]
-    path = face_crops.write(tmp_path / "b7.json", json.dumps(published).encode())
-    assert read_config(path) == read_config(CONFIGS / "b7.json", {"pretrained": False})
+# The published b7.json and b5.json as they are.
+PUBLISHED = """{{"network": "DeepFakeClassifier", "encoder": "tf_efficientnet_{name}_ns", "batches_per_epoch": 2500,
+"size": 380, "fp16": true, "optimizer": {{"batch_size": {batch_size}, "type": "SGD", "momentum": 0.9,
+"weight_decay": 1e-4, "learning_rate": 0.01, "nesterov": true, "schedule": {{"type": "poly", "mode": "step",
+"epochs": {epochs}, "params": {{"max_iter": {max_iter}}}}}}}, "normalize": {{"mean": [0.485, 0.456, 0.406],
+"std": [0.229, 0.224, 0.225]}}, "losses": {{"BinaryCrossentropy": 1}}}}"""
+
+
+def published_file(folder: Path, name: str) -> Path:
+    values = {"b7": (12, 40, 100500), "b5": (20, 30, 75100)}[name]
+    content = PUBLISHED.format(name=name, **dict(zip(("batch_size", "epochs", "max_iter"), values, strict=True)))
+    return face_crops.write(folder / f"{name}.json", content.encode())
+
+
+@pytest.mark.parametrize("name", ["b7", "b5"])
+def test_published_files_are_understood(tmp_path: Path, name: str) -> None:
+    """Without `pretrained`, training starts from ImageNet weights."""
+    config = read_config(published_file(tmp_path, name))
+    assert config == read_config(CONFIGS / f"{name}.json")
+    assert config.pretrained is True
+
+
+@pytest.mark.slow
+def test_published_b7_takes_a_step(tmp_path: Path) -> None:
+    """With random weights and a small batch, as its own takes too much memory for a test."""
+    config = read_config(published_file(tmp_path, "b7"), {"pretrained": False, "optimizer.batch_size": 2})
+    learner = make_learner(config, torch.device("cpu"))
+    set_rates(learner.optimizer, learner.rates_at(0, 0))
+    before = learner.network.encoder.conv_stem.weight.clone()
+    step = train_step(learner, random_batch(config))
+    assert 0 < step.loss < 10
+    assert (learner.steps, step.images) == (1, 2)
+    group = learner.optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.01, 0.9, True, 1e-4)
+    change = (learner.network.encoder.conv_stem.weight - before).norm().item()
+    assert 0 < change <= 0.01 * 1.9 * (1 + 1e-4 * before.norm().item())  # clipped; Nesterov's first step is 1.9 times
+
+
+def test_published_names_and_forms(tmp_path: Path) -> None:
+    path = published_file(tmp_path, "b7")
+    schedule = {"type": "clr", "mode": "poly", "epochs": 3, "params": {"base_lr": 0.01, "max_lr": 0.1}}
+    changes = {
+        "optimizer.type": "RmsProp",
+        "optimizer.momentum": 0,
+        "optimizer.nesterov": False,
+        "optimizer.classifier_lr": -1,
+        "optimizer.clip": 2.0,
+        "optimizer.schedule": schedule,
+        "prefix": "mine_",
+        "model_params": {},
+    }
+    config = read_config(path, changes)
+    optimizer = config.optimizer
+    assert (optimizer.type, optimizer.classifier_lr, optimizer.clip_norm) == ("RMSprop", None, 2)
+    assert (optimizer.schedule.type, optimizer.schedule.mode, config.prefix) == ("cyclic", "step", "mine_")
+    assert optimizer.schedule.build().momentum(0) == 0.9
+    for kind, params in (("step", {"steps": [[0, 0.1], [4, 0.05]]}), ("linear", {"alpha": -0.1, "beta": 1})):
+        config = read_config(path, {"optimizer.schedule": {"type": kind, "epochs": 9, "params": params}})
+        assert config.optimizer.schedule.mode == "epoch"
+        assert build._rates(config)(4, 7).lr[0] == pytest.approx(0.05 if kind == "step" else 0.006)
+
+
+def test_defaults_of_the_published_code(tmp_path: Path) -> None:
+    values = json.loads(published_file(tmp_path, "b7").read_text())
+    del values["normalize"], values["optimizer"]["momentum"], values["optimizer"]["nesterov"]
+    path = face_crops.write(tmp_path / "short.json", json.dumps(values).encode())
+    assert read_config(path) == read_config(tmp_path / "b7.json")
+    others = {"optimizer.type": "AdamW", "optimizer.weight_decay": 0}
+    assert read_config(path, others).optimizer.momentum == 0
+    assert not read_config(path, {"optimizer.momentum": 0.0}).optimizer.nesterov
+
+
+@pytest.mark.parametrize("key", ["optimizer.clip", "optimizer.clip_norm"])
+def test_two_names_of_one_setting_are_an_error(key: str) -> None:
+    changes = {"optimizer.clip": 1.0, "optimizer.clip_norm": 1.0}
+    with pytest.raises(ConfigError, match=r"optimizer\.clip: unknown key"):
+        read_config(CONFIGS / "b7.json", changes | {key: 2.0})
+
+
+def test_schedule_counts_the_batches_of_full_epochs() -> None:
+    """However few batches an epoch has: 0.01 * (1 - (2500 e + b) / 100500)^0.9."""
+    rates = build._rates(read_config(CONFIGS / "b7.json"))
+    for epoch, batch in ((0, 0), (0, 7), (1, 0), (39, 499)):
+        assert rates(epoch, batch).lr == (pytest.approx(0.01 * (1 - (2500 * epoch + batch) / 100500) ** 0.9),)
+    assert rates(39, 499).lr[0] == pytest.approx(0.00036, abs=1e-5)
+
+
+def test_learning_rate_of_the_classifier() -> None:
+    """Everything but the encoder has its own initial rate, which the schedule scales alike."""
+    changes = {"optimizer.classifier_lr": 0.1, "encoder": "tf_efficientnet_lite0", "pretrained": False}
+    config = read_config(CONFIGS / "b7.json", changes)
+    learner = make_learner(config, torch.device("cpu"))
+    names = {id(parameter): name for name, parameter in learner.network.named_parameters()}
+    groups = [{names[id(parameter)] for parameter in group["params"]} for group in learner.optimizer.param_groups]
+    assert groups[1] == {"fc.weight", "fc.bias"}
+    assert groups[0] == {name for name in names.values() if name.startswith("encoder.") and "classifier" not in name}
+    for epoch in (0, 20):
+        encoder, classifier = learner.rates_at(epoch, 3).lr
+        assert classifier == pytest.approx(10 * encoder)
+    set_rates(learner.optimizer, learner.rates_at(20, 3))
+    assert [group["lr"] for group in learner.optimizer.param_groups] == list(learner.rates_at(20, 3).lr)
+
+
+def test_fused_adam_is_in_apex_default_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """apex's default is AdamW."""
+    given: dict[str, Any] = {}
+
+    class FusedAdam:
+        def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0.0, adam_w_mode: bool = True):
+            given.update(params=list(params), lr=lr, weight_decay=weight_decay, adam_w_mode=adam_w_mode)
+
+    apex, optimizers = ModuleType("apex"), ModuleType("apex.optimizers")
+    apex.optimizers, optimizers.FusedAdam = optimizers, FusedAdam  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apex", apex)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    build_optimizer("FusedAdam", [parameter], 0.1, 0.2, momentum=0.9)
+    assert given == {"params": [parameter], "lr": 0.1, "weight_decay": 0.2, "adam_w_mode": True}
+
+
+@pytest.mark.parametrize(("level", "fp16"), [("O0", False), ("O1", True), ("O2", True), ("O3", True)])
+def test_opt_levels(level: str, fp16: bool) -> None:
+    options = ["--config", "a.json", "--data-dir", "data", "--opt-level", level]
+    arguments = train_classifier.get_args_parser().parse_args(options)
+    assert train_classifier.config_changes(arguments) == {"fp16": fp16}
 
 
 def test_changes_override_the_file() -> None:
@@ -87,6 +212,12 @@ def test_pretrained_that_is_no_path(tmp_path: Path, name: str) -> None:
         ({"normalize.std": [0.5, 0.5, 0]}, "normalize.std.2", ("greater than or equal to 0.001",)),
         ({"crop": {"kind": "margin", "margin": "wide"}}, "crop.margin.margin", ("number", '"wide"')),
         ({"optimizer.type": "Adam"}, "optimizer", ("momentum", "Adam")),
+        (
+            {"optimizer.schedule.params": {"steps": [[3, 0.1], [3, 0.2]]}, "optimizer.schedule.type": "step"},
+            "optimizer.schedule.params.steps",
+            ("increase",),
+        ),
+        ({"loss_scope": "gpu"}, "loss_scope", ("global", "process")),
         ({"optimizer.momentum": 0}, "optimizer", ("nesterov", "momentum")),
         ({"optimizer.accumulate": 5}, "optimizer", ("batch_size", "12", "accumulate", "5")),
         ({"optimizer.accumulate": 2, "ohem_samples": 3}, "ohem_samples", ("optimizer.accumulate",)),
@@ -156,7 +287,7 @@ def test_learning_rate_beyond_all_numbers_is_an_error() -> None:
     schedule = {"type": "exponential", "epochs": 1, "params": {"gamma": 1e300}}
     config = read_config(CONFIGS / "b7.json", {"optimizer.schedule": schedule})
     with pytest.raises(build.SetupError, match=r"optimizer\.schedule\.params: "):
-        build._learning_rate(config)(0, 2)
+        build._rates(config)(2, 0)
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64), "9" * 5000, "1.5", "", "0x5"])

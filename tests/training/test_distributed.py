@@ -148,6 +148,57 @@ def test_step_that_overflows_in_one_process_is_skipped_in_all(tmp_path: Path) ->
     assert done.stdout.strip() == str([([True, False], 1, 512.0)] * 2)
 
 
+LOSS_SCOPES = """
+import sys
+import torch
+from tests.support.learners import random_batch
+from training.pipelines import build
+from training.pipelines.engine import forward, train_step
+from training.tools.config import read_config
+from training.tools.distributed import init_distributed
+
+with init_distributed("cpu") as dist:
+    for scope in ("global", "process"):
+        config = read_config(sys.argv[1], {"loss_scope": scope})
+        torch.manual_seed(0)
+        learner = build.build_learner(config, build.init_network(config, fresh=False), config.crop_spec(), dist)
+        learner.network.eval()  # the batch norms of the processes do not mix their images
+        learner.network.fc.weight.data *= 100  # so that the logits of different images differ
+        build.wrap_model(learner, frozen=False, compiled=False)
+        batch = random_batch(config)
+        # One process has 1 fake and 3 reals, the other 3 fakes and 1 real.
+        labels = torch.tensor([1.0, 0, 0, 0] if dist.rank == 0 else [1.0, 1, 1, 0])
+        batch = batch._replace(labels=labels, images=batch.images // (1 + 3 * dist.rank))
+        with torch.no_grad():
+            logits, _ = forward(learner.network, learner.recipe, batch.images)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        sums = torch.stack([losses[labels == kind].sum() for kind in (0, 1)])
+        counts = torch.stack([(labels == kind).sum() for kind in (0, 1)])
+        if scope == "global":
+            expected = (dist.all_reduce(sums) / dist.all_reduce(counts.float())).mean().item()
+        else:
+            expected = dist.all_reduce((sums / counts).mean()).item() / 2
+        loss = train_step(learner, batch).loss
+        if dist.is_main_process:
+            print(scope, loss, expected)
+"""
+
+
+@pytest.mark.slow
+def test_scope_of_the_loss(tmp_path: Path) -> None:
+    """ "global" averages each class over all processes, "process" over each process' batch, as the published code."""
+    script = face_crops.write(tmp_path / "scopes.py", LOSS_SCOPES.encode())
+    config = face_crops.config(tmp_path, pretrained=False, optimizer__batch_size=4, size=32)
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    path = {"PYTHONPATH": str(face_crops.ROOT)}
+    done = programs.run([*launch, script, config], env={**face_crops.environment(), **path})
+    assert done.returncode == 0, done.stderr
+    values = {line.split()[0]: list(map(float, line.split()[1:])) for line in done.stdout.splitlines()}
+    for scope in ("global", "process"):
+        assert values[scope][0] == pytest.approx(values[scope][1], rel=1e-4)
+    assert values["global"][0] != pytest.approx(values["process"][0], rel=1e-3)
+
+
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
     """A process group of one process."""

@@ -139,10 +139,10 @@ def test_probabilities_without_landmarks() -> None:
 
 
 def test_face_dropout_leaves_manipulated_pixels() -> None:
-    """A half is only chosen if more than 20 pixels above 0.4 * 255 = 102 stay visible."""
+    """A half is only chosen if more than 20 pixels that are not zero stay visible, however weak."""
     mask = np.zeros(SHAPE, np.uint8)
-    mask[10:15, 10:16] = 255
-    mask[10, 10:16] = mask[11, 10:12] = 102  # 22 pixels count, all of them in the upper left quarter
+    mask[10:15, 10:16] = 1
+    mask[10, 10:16] = mask[11, 10:12] = 0  # 22 pixels count, all of them in the upper left quarter
     rng = make_rng()
     regions = [dropout.face_dropout(SHAPE, None, True, lambda: mask, rng) for _ in range(4000)]
     halves = [region for region in regions if region is not None]
@@ -151,6 +151,17 @@ def test_face_dropout_leaves_manipulated_pixels() -> None:
     mask[12, 10:13] = 0  # 19 pixels are left
     assert all(dropout.face_dropout(SHAPE, None, True, lambda: mask, rng) is None for _ in range(500))
     assert all(dropout.face_dropout(SHAPE, None, True, lambda: None, rng) is None for _ in range(500))
+
+
+def test_weak_masks_do_not_reveal_the_label() -> None:
+    """Fakes whose masks are below 102 everywhere lose halves as often as reals."""
+    mask = np.full(SHAPE, 60, np.uint8)
+    shares = []
+    for fake in (False, True):
+        rng = make_rng()
+        shares.append(sum(dropout.face_dropout(SHAPE, None, fake, lambda: mask, rng) is not None for _ in range(4000)))
+    assert shares[0] == pytest.approx(320, abs=5 * 320**0.5)
+    assert shares[1] == pytest.approx(320, abs=5 * 320**0.5)
 
 
 def test_block_dropout_blacks_out_one_side() -> None:

@@ -30,18 +30,26 @@ def test_classes_have_equal_weight() -> None:
 
 
 def test_focal_loss_equals_the_paper() -> None:
-    """With labels of 0 and 1: -(1 - p_t)^2 log p_t."""
+    """With labels of 0 and 1: -(1 - p_t)^gamma log p_t. The published gamma is 3, the paper's 2."""
     labels = np.round(LABELS)
     p = 1 / (1 + np.exp(-LOGITS))
     right = np.where(labels > 0, p, 1 - p)
-    expected = -((1 - right) ** 2) * np.log(right)
-    np.testing.assert_allclose(focal_loss(torch.tensor(LOGITS), torch.tensor(labels)).numpy(), expected, rtol=1e-6)
+    for options, gamma in (({}, 3), ({"gamma": 2}, 2)):
+        expected = -((1 - right) ** gamma) * np.log(right)
+        found = focal_loss(torch.tensor(LOGITS), torch.tensor(labels), **options)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
 
 def test_losses_are_weighted() -> None:
     parts = [loss_of(BalancedLoss({name: 1})) for name in ("BinaryCrossentropy", "FocalLoss")]
     both = loss_of(BalancedLoss({"BinaryCrossentropy": 0.7, "FocalLoss": 3}))
     assert both == pytest.approx(0.7 * parts[0] + 3 * parts[1], rel=1e-6)
+
+
+def test_gamma_of_the_configured_focal_loss() -> None:
+    losses = [loss_of(BalancedLoss({"FocalLoss": 1}, focal_gamma=gamma)) for gamma in (0, 2, 3)]
+    assert losses[0] == pytest.approx(loss_of(BalancedLoss({"BinaryCrossentropy": 1})), rel=1e-6)
+    assert losses[0] > losses[1] > losses[2] == loss_of(BalancedLoss({"FocalLoss": 1}))
 
 
 def test_ohem_keeps_the_hardest_of_each_class() -> None:

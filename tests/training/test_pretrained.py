@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -84,6 +86,110 @@ def test_failed_download_is_an_error(server: str, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "SetupError: pretrained: " in done.stderr
     assert "--set pretrained=FILE" in done.stderr
+
+
+# What a Python process runs at its start: the registry of timm then names a file with the hash of the test's content.
+HOOK = """
+import timm
+timm.models._registry._model_pretrained_cfgs["{encoder}.in1k"].url = "https://localhost/v0.1-weights/{name}"
+"""
+
+
+class Cache(NamedTuple):
+    """A local release of an encoder's ImageNet weights, and an empty cache for them.
+
+    Attributes:
+        file: place of the weights in the cache.
+        content: the weights.
+        requests: first byte of each request to the server.
+        environment: variables for scripts: an interpreter that knows the file's name, the cache and the server.
+    """
+
+    file: Path
+    content: bytes
+    requests: list[int]
+    environment: dict[str, str]
+
+
+@pytest.fixture
+def cache(encoder: torch.nn.Module, tmp_path: Path) -> Iterator[Cache]:
+    state = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "weights.pth").read_bytes()
+    name = f"{ENCODER}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    face_crops.write(tmp_path / "hook/sitecustomize.py", HOOK.format(encoder=ENCODER, name=name).encode())
+    python = face_crops.write(
+        tmp_path / "bin/python",
+        f'#!/bin/sh\nPYTHONPATH="{tmp_path}/hook:$PYTHONPATH" exec "{sys.executable}" "$@"\n'.encode(),
+    )
+    python.chmod(0o755)
+    requests: list[int] = []
+
+    class Release(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            requests.append(start)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start:] if start else content[: len(content) // 3])  # the first is interrupted
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Release)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **os.environ,
+        "PYTHON": str(python),
+        "TORCH_HOME": str(tmp_path / "torch"),
+        "IMAGENET_URL": f"http://127.0.0.1:{server.server_port}/weights",
+        "RETRY_SECONDS": "0",
+        "NO_PROXY": "127.0.0.1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+    yield Cache(tmp_path / "torch/hub/checkpoints" / name, content, requests, environment)
+    server.shutdown()
+
+
+@pytest.mark.slow
+def test_downloads_imagenet_weights_that_training_starts_from(
+    cache: Cache, encoder: torch.nn.Module, tmp_path: Path
+) -> None:
+    command = [face_crops.ROOT / "download_weights.sh", "--imagenet", ENCODER]
+    done = programs.run(command, env=cache.environment)
+    assert done.returncode == 0, done.stderr
+    assert cache.file.read_bytes() == cache.content
+    assert cache.requests == [0, len(cache.content) // 3]
+    done = programs.run(command, env=cache.environment)
+    assert (done.returncode, done.stdout.strip()) == (0, f"{cache.file.name}: already present")
+    program = [cache.environment["PYTHON"], "-c", PROGRAM, face_crops.config(tmp_path)]
+    started = programs.run(program, cwd=face_crops.ROOT, env=cache.environment)
+    assert started.returncode == 0, started.stderr
+    assert float(started.stdout) == encoder.conv_stem.weight.double().sum().item()
+    assert len(cache.requests) == 2
+
+
+@pytest.mark.slow
+def test_refuses_imagenet_weights_of_another_hash(cache: Cache) -> None:
+    """Of the right size, but with one other byte."""
+    content = bytearray(cache.content)
+    content[-1000] ^= 1
+    part = face_crops.write(cache.file.with_name(f"{cache.file.name}.part"), bytes(content))
+    done = programs.run([face_crops.ROOT / "download_weights.sh", "--imagenet", ENCODER], env=cache.environment)
+    assert done.returncode == 1
+    assert f"{part}: its SHA-256 starts with" in done.stderr
+    assert not list(part.parent.iterdir())
+
+
+def test_unknown_encoder_is_an_error() -> None:
+    command = [face_crops.ROOT / "download_weights.sh", "--imagenet", "tf_efficientnet_b9"]
+    done = programs.run(command, env={**os.environ, "PYTHON": sys.executable})
+    assert done.returncode == 2
+    assert "'tf_efficientnet_b9' is none of tf_efficientnet_lite0" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["timm", "timm without head", "checkpoint", "released"])

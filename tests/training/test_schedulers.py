@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from training.tools.schedulers import SCHEDULES
+from training.pipelines.engine import Rates, set_rates
+from training.tools.schedulers import SCHEDULES, schedule_class
 
 LR = 0.05
 STEPS = 60
@@ -40,11 +41,6 @@ def pytorch_lrs(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler
         ("multistep", {"milestones": (5, 20), "gamma": 0.3}, lambda o: lr_scheduler.MultiStepLR(o, [5, 20], 0.3)),
         ("exponential", {"gamma": 0.93}, lambda o: lr_scheduler.ExponentialLR(o, 0.93)),
         (
-            "cyclic",
-            {"max_lr": 0.2, "step_size_up": 7, "step_size_down": 4},
-            lambda o: lr_scheduler.CyclicLR(o, LR, 0.2, 7, 4, cycle_momentum=False),
-        ),
-        (
             "linear",
             {"start_factor": 0.1, "end_factor": 1.0, "total_iters": 33},
             lambda o: lr_scheduler.LinearLR(o, 0.1, 1, 33),
@@ -55,6 +51,51 @@ def pytorch_lrs(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler
 def test_equals_pytorch(name: str, params: dict, reference: Callable) -> None:
     schedule = SCHEDULES[name](**params)
     assert [schedule.lr(LR, t) for t in range(STEPS)] == pytest.approx(pytorch_lrs(reference), rel=1e-6, abs=1e-12)
+
+
+CYCLES = [
+    {},
+    {"step_size_up": 7},
+    {"base_lr": 0.01, "step_size_up": 7, "step_size_down": 4, "base_momentum": 0.1, "max_momentum": 0.95},
+    {"mode": "triangular2", "step_size_up": 7, "step_size_down": 4},
+    {"mode": "exp_range", "gamma": 0.97, "step_size_up": 7, "step_size_down": 4},
+]
+
+
+@pytest.mark.parametrize("params", CYCLES)
+@pytest.mark.parametrize(
+    "make", [lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), torch.optim.Adam, torch.optim.RMSprop]
+)
+def test_cycles_equal_pytorch(make: Callable, params: dict) -> None:
+    """The learning rate, and the momentum or beta1."""
+    optimizers = [make([torch.zeros(1)], LR) for _ in range(2)]
+    reference = lr_scheduler.CyclicLR(optimizers[0], **{"base_lr": LR, "max_lr": 0.2, **params})
+    schedule = SCHEDULES["cyclic"](max_lr=0.2, **params)
+    for t in range(STEPS):
+        set_rates(optimizers[1], Rates((schedule.lr(LR, t),), schedule.momentum(t)))
+        groups = [optimizer.param_groups[0] for optimizer in optimizers]
+        for key in ("lr", "momentum", "betas"):
+            values = [group.get(key, 0) for group in groups]
+            assert values[1] == pytest.approx(values[0], rel=1e-6), (key, t)
+        optimizers[0].step()
+        reference.step()
+
+
+def test_momentum_is_left_alone_unless_it_is_cycled() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], LR, momentum=0.7)
+    for schedule in (SCHEDULES["cyclic"](max_lr=0.2, cycle_momentum=False), SCHEDULES["poly"]()):
+        assert schedule.momentum(3) is None
+        set_rates(optimizer, Rates((0.1,), schedule.momentum(3)))
+        assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+def test_published_forms() -> None:
+    """`step` as a table of learning rates, `linear` as a factor alpha * t + beta, `poly` with its default length."""
+    table = schedule_class("step", {"steps"})(steps=((2, 0.3), (5, 0.1)))
+    assert [table.lr(LR, t) for t in range(7)] == [LR, LR, 0.3, 0.3, 0.3, 0.1, 0.1]
+    linear = schedule_class("linear", ["alpha", "beta"])(alpha=-0.25, beta=0.75)
+    assert [linear.lr(LR, t) for t in range(5)] == pytest.approx([0.75 * LR, 0.5 * LR, 0.25 * LR, 0, 0])
+    assert SCHEDULES["poly"]().lr(1, 45000) == pytest.approx(0.5**0.9)
 
 
 def test_poly_of_the_published_recipe() -> None:

@@ -300,9 +300,7 @@ def test_warns_of_a_learning_rate_of_zero(root: Path, caplog: pytest.LogCaptureF
 
 
 def test_starts_from_the_weights_of_another_run(root: Path) -> None:
-    """--from-zero takes only the weights. Without it, a checkpoint without training state is refused."""
-    with pytest.raises(UserError, match=rf"{DEFAULT}: has weights only.*--from-zero"):
-        run(root, "--resume", DEFAULT)
+    """--from-zero takes only the weights."""
     with pytest.raises(UserError, match=r"--from-zero: .*--resume FILE"):
         run(root, "--from-zero")
     with pytest.raises(CheckpointError, match=rf"{root}/none\.pt: no such checkpoint"):
@@ -314,6 +312,57 @@ def test_starts_from_the_weights_of_another_run(root: Path) -> None:
     given = load_network(DEFAULT)[0].state_dict()
     for key in ("encoder.conv_head.weight", "fc.weight"):
         torch.testing.assert_close(weights(root)[f"module.{key}"], given[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_continues_from_weights_only(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The checkpoint of an epoch continues with the next one, a released one at the number that it holds."""
+    caplog.set_level(logging.INFO)
+    small = ("--set", "batches_per_epoch=1", "--set", "optimizer.learning_rate=1e-12")
+    assert run(root, *small, "--epochs", 2, "--prefix", "a_") == 0
+    path = root / "weights" / f"a_{NETWORK}_0.pt"
+    checkpoint = read_checkpoint(path)
+    assert run(root, *small, "--epochs", 3, "--prefix", "b_", "--resume", path) == 0
+    assert [line["epoch"] for line in face_crops.log(root, f"b_{NETWORK}")] == [1, 2]
+    assert any(f"{path}: has weights only" in line and "optimizer" in line for line in caplog.messages)
+    for key in ("module.encoder.conv_head.weight", "module.fc.weight"):
+        after = weights(root, name=f"b_{NETWORK}")[key]
+        torch.testing.assert_close(after, checkpoint["state_dict"][key], rtol=0, atol=1e-6)
+    released = root / "released"
+    torch.save({"state_dict": checkpoint["state_dict"], "epoch": 2, "bce_best": np.float64(1e-3)}, released)
+    assert run(root, *small, "--epochs", 3, "--prefix", "c_", "--resume", released) == 0
+    assert [line["epoch"] for line in face_crops.log(root, f"c_{NETWORK}")] == [2]
+    last = read_checkpoint(root / "weights" / f"c_{NETWORK}_last.pt")
+    assert (last["bce_best"], last["training"]["best_epoch"]) == (1e-3, None)  # no epoch was better
+    assert not (root / "weights" / f"c_{NETWORK}_best.pt").exists()
+    assert run(root, *small, "--epochs", 4, "--prefix", "c_") == 0
+    assert read_checkpoint(root / "weights" / f"c_{NETWORK}_last.pt")["bce_best"] == 1e-3
+    torch.save({"state_dict": checkpoint["state_dict"], "epoch": "first"}, released)
+    with pytest.raises(UserError, match=rf"{released}: .*epoch"):
+        run(root, *small, "--prefix", "d_", "--resume", released)
+
+
+def test_short_epochs_follow_the_schedule(root: Path) -> None:
+    """The data have fewer batches than batches_per_epoch. The last batch of each epoch sets the logged rate."""
+    schedule = '{"type": "poly", "mode": "step", "epochs": 2, "params": {"max_iter": 300}}'
+    options = ("--set", f"optimizer.schedule={schedule}", "--set", "batches_per_epoch=100", "--freeze-epochs", 2)
+    assert run(root, *options, "--set", "optimizer.classifier_lr=0.002", "--test-every", 2) == 0
+    crops = read_folds(root / "folds.csv")
+    rows = training_rows(crops, 0)
+    batches = 2 * int((~crops.fake[rows]).sum()) // 8
+    assert batches < 50
+    for epoch, line in enumerate(face_crops.log(root)):
+        factor = (1 - (100 * epoch + batches - 1) / 300) ** 0.9
+        assert (line["lr"], line["classifier_lr"]) == (pytest.approx(0.001 * factor), pytest.approx(0.002 * factor))
+
+
+def test_prefix_of_the_configuration(root: Path) -> None:
+    options = ("--set", "batches_per_epoch=1", "--epochs", 1, "--freeze-epochs", 1, "--set", "prefix=mine_")
+    assert run(root, *options) == run(root, *options, "--prefix", "") == 0
+    assert {path.name for path in (root / "weights").glob("*_last.pt")} == {
+        f"mine_{NETWORK}_last.pt",
+        f"{NETWORK}_last.pt",
+    }
 
 
 @pytest.mark.slow
@@ -480,6 +529,7 @@ def test_accumulation_equals_the_whole_batch(root: Path) -> None:
 def test_clips_the_gradient(root: Path) -> None:
     """An SGD step with learning rate 1 changes the weights by the clipped gradient."""
     options = ("--epochs", 1, "--set", "batches_per_epoch=1", "--set", "optimizer.type=SGD", "--freeze-epochs", 1)
+    options += ("--set", "optimizer.momentum=0")
     results = []
     for norm in (1e-3, 1e-9):
         step = ("--set", "optimizer.learning_rate=1.0", "--set", f"optimizer.clip_norm={norm}")

@@ -76,6 +76,18 @@ def test_logits_equal_published_code(network: str, encoder: str) -> None:
     torch.testing.assert_close(output[:, 0], torch.tensor(logits), rtol=1e-4, atol=2e-6)
 
 
+def test_unet_starts_from_kaiming_weights_and_zero_biases() -> None:
+    """The decoder and both heads. The default of PyTorch's nn.Linear has a standard deviation of 0.016 here."""
+    torch.manual_seed(0)
+    network = build_network("EfficientUnetClassifier", "tf_efficientnet_b0_ns")
+    parameters = dict(network.named_parameters())
+    for name in ("fc.weight", "final.weight", "decoder.bottlenecks.0.seq.0.weight"):
+        weight = parameters[name]
+        expected = (2 / weight[0].numel()) ** 0.5
+        assert weight.std().item() == pytest.approx(expected, rel=5 * (2 * weight.numel()) ** -0.5), name
+    assert all(not value.any() for name, value in parameters.items() if "encoder" not in name and "bias" in name)
+
+
 def test_encoders_have_published_shapes_and_drop_path() -> None:
     features = {"b2": 1408, "b3": 1536, "b4": 1792, "b5": 2048, "b6": 2304, "b7": 2560}
     for size, count in features.items():

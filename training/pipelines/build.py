@@ -26,6 +26,7 @@ from training.pipelines.engine import Learner, Rates
 from training.tools.checkpoint import fit_weights, load_encoder, load_network
 from training.tools.config import Config, OptimizerConfig
 from training.tools.distributed import Distributed
+from training.tools.imagenet import cached_weights
 from training.tools.optimizers import build_optimizer
 from training.transforms.albu import Augmentation
 from training.zoo import build_network
@@ -213,7 +214,9 @@ def init_network(config: Config, fresh: bool, weights: str | Path | None = None)
         CheckpointError: the checkpoint or the pretrained weights cannot be used.
         SetupError: the pretrained weights cannot be downloaded.
     """
-    download = fresh and config.pretrained is True and not weights
+    use_imagenet = fresh and config.pretrained is True and not weights
+    cached = cached_weights(config.encoder)
+    download = use_imagenet and not cached.is_file()
     try:
         network = build_network(
             config.network,
@@ -227,11 +230,13 @@ def init_network(config: Config, fresh: bool, weights: str | Path | None = None)
             raise
         raise SetupError(
             f"pretrained: the weights of {config.encoder} cannot be downloaded ({type(error).__name__}: {error}). "
-            "Connect to the internet, run ./download_weights.sh --imagenet where there is a connection, or use --set "
-            "pretrained=FILE or --set pretrained=false (random weights)"
+            f"Connect to the internet, or run ./download_weights.sh --imagenet {config.encoder} where there is a "
+            "connection, or use --set pretrained=FILE or --set pretrained=false (random weights)"
         ) from None
     if fresh and weights:
         _copy_weights(network, weights)
+    elif use_imagenet and not download:
+        load_encoder(network.encoder, cached)
     elif fresh and isinstance(config.pretrained, str):
         load_encoder(network.encoder, config.pretrained)
     elif fresh and not config.pretrained:

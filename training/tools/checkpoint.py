@@ -87,7 +87,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_encoder(encoder: EfficientNet, path: str | Path) -> None:
     """Load an encoder's weights from a checkpoint of this project or a state dict with timm's names.
 
-    timm's 1000-class head, which is not used, may be missing. Raises CheckpointError.
+    timm's 1000-class head, which is not used, and the counters of the batch norms may be missing. Raises
+    CheckpointError.
     """
     content = _read(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -95,8 +96,12 @@ def load_encoder(encoder: EfficientNet, path: str | Path) -> None:
         raise CheckpointError(path, "has no weights. Use a checkpoint or a state dict")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     of_encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
-    head = {f"classifier.{key}": value for key, value in encoder.get_classifier().state_dict().items()}
-    state = fit_weights(path, {**head, **(of_encoder or state)}, encoder, "the configuration's encoder")
+    optional = {
+        key: value
+        for key, value in encoder.state_dict().items()
+        if key.startswith("classifier.") or key.endswith(".num_batches_tracked")
+    }
+    state = fit_weights(path, {**optional, **(of_encoder or state)}, encoder, "the encoder")
     encoder.load_state_dict(state, strict=True)
 
 
