@@ -4,6 +4,7 @@
 # PyTorch's wheels contain CUDA 13 libraries; the base image only has to match their major version.
 # torch.compile needs the C compiler and Python's headers.
 # NVIDIA apex (its fused optimizers) has to be compiled: --build-arg FLAVOUR=devel --build-arg APEX=1
+# ImageNet weights of B7 and B5, so that training starts offline: --build-arg IMAGENET=1
 ARG FLAVOUR=base
 FROM nvidia/cuda:13.0.1-${FLAVOUR}-ubuntu24.04
 
@@ -30,4 +31,7 @@ RUN useradd --create-home --uid 1234 df
 COPY --chown=df:df . /home/df/project
 USER 1234
 WORKDIR /home/df/project
+
+ARG IMAGENET=0
+RUN if [ "$IMAGENET" = 1 ]; then ./download_weights.sh --imagenet; fi
 CMD ["bash"]

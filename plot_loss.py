@@ -3,9 +3,9 @@
     python plot_loss.py --log-file logs/RUN.jsonl [logs/OTHER.jsonl ...] [--fake-weight 1.4] [--output loss.png]
 
 plots (fake_weight * fake_loss + real_loss) / 2 per epoch. The five best epochs of each run are marked with their
-numbers; the first 16 epochs are not considered if there are later ones. Epochs whose loss is not finite are left out. A
-star marks the epoch that training saved as
-RUN_best.pt, which may be a different one: in training, both classes have the same weight.
+numbers; the first 16 epochs, 0 to 15, are not considered if there are later ones. Epochs whose loss is not finite are
+left out. A star marks the epoch that training saved as RUN_best.pt, which may be a different one: in training, both
+classes have the same weight.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_order_and_probabilities_of_the_winning_solution() -> None:
         "PadIfNeeded",
         "OneOf",
         "ToGray",
-        "Affine",
+        "SubpixelAffine",
     ]
     assert [t.p for t in albu.build_pipeline(380, AugmentationConfig()).transforms] == [
         *(0.5, 0.1, 0.05, 0.5, 1, 1, 0.7, 0.2, 0.5)
@@ -131,7 +131,7 @@ def test_fancy_pca_equals_1_0_0() -> None:
 
 def test_affine_parameters_are_uniform() -> None:
     """Shift up to 0.1, the same scale of 0.8 to 1.2 for both axes, rotation up to 10 degrees around the center."""
-    values = parameters(transform("Affine"), 3000, image=np.zeros((400, 400, 3), np.uint8))
+    values = parameters(transform("SubpixelAffine"), 3000, image=np.zeros((400, 400, 3), np.uint8))
     matrices = np.array([value["matrix"] for value in values])
     scales = np.hypot(matrices[:, 0, 0], matrices[:, 0, 1])
     np.testing.assert_allclose(scales, np.hypot(matrices[:, 1, 0], matrices[:, 1, 1]))
@@ -141,7 +141,7 @@ def test_affine_parameters_are_uniform() -> None:
     for axis in (0, 1):
         shifts = centers[:, axis] - 199.5
         assert np.abs(shifts).max() <= 40
-        assert is_uniform(shifts + np.sign(shifts) * 0.5, -40.5, 40.5)  # whole pixels, rounded toward 0
+        assert is_uniform(shifts, -40, 40)
 
 
 @pytest.mark.parametrize(("name", "p"), [("flip_p", 0.5), ("gray_p", 0.2), ("affine_p", 0.5), ("jpeg_p", 0.5)])

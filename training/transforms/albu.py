@@ -2,7 +2,8 @@
 
 The winning solution used albumentations 1.0.0. Several transforms have changed since: noise is sampled by its standard
 deviation instead of its variance, GaussianBlur and FancyPCA compute something else, HueSaturationValue skips gray
-pixels and Affine scales the axes independently. The transforms and parameters here restore the distribution of 1.0.0.
+pixels, and Affine scales the axes independently and shifts by whole pixels. The transforms and parameters here restore
+the distribution of 1.0.0.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def build_pipeline(size: int, config: AugmentationConfig) -> A.Compose:
                     p=config.color_p,
                 ),
                 A.ToGray(num_output_channels=3, method="weighted_average", p=config.gray_p),
-                A.Affine(
+                SubpixelAffine(
                     scale=(1 - config.scale, 1 + config.scale),
                     translate_percent=dict.fromkeys("xy", (-config.shift, config.shift)),
                     rotate=(-config.rotate, config.rotate),
@@ -137,6 +138,14 @@ class VarianceNoise(A.ImageOnlyTransform):
     def apply(self, img: np.ndarray, std: float, **params: Any) -> np.ndarray:  # noqa: ARG002
         noise = self.random_generator.standard_normal(img.shape, np.float32)
         return np.clip(img + std * noise, 0, 255).astype(np.uint8)
+
+
+class SubpixelAffine(A.Affine):
+    """Shift, scale and rotate. Unlike in albumentations 2, shifts are not rounded to whole pixels."""
+
+    def _get_translate_params(self, image_shape: tuple[int, int]) -> dict[str, float]:  # type: ignore[override]
+        sides = dict(zip("yx", image_shape, strict=False))
+        return {axis: self.py_random.uniform(*shifts) * sides[axis] for axis, shifts in self.translate_percent.items()}
 
 
 class FancyPCA(A.ImageOnlyTransform):
