@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.compare_augmentations import COMPARISONS, distribution, share
+from tests.support.compare_augmentations import COMPARISONS, distribution, share
 
 DRAWS = 1000
 

@@ -1,6 +1,6 @@
 """Compare augmentation and dropout with an independent implementation of their description, over many draws.
 
-    python -m tests.compare_augmentations [--draws 1000]
+    python -m tests.support.compare_augmentations [--draws 1000]
 
 Both run on the same image with different random numbers. Shares of samples are compared with their probabilities,
 measured quantities with those of the other implementation (two-sample Kolmogorov-Smirnov statistic). The bounds follow
