@@ -126,8 +126,8 @@ def test_halves_divide_originals_with_their_fakes(tmp_path: Path) -> None:
 def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train_default.sh, run twice with settings that train in seconds, in folders with spaces in their names."""
     root = face_crops.make_dataset(tmp_path_factory.mktemp("small data"))
-    small = {"size": 64, "batches_per_epoch": 6, "optimizer.batch_size": 8, "optimizer.schedule.epochs": 2}
-    small |= {"pretrained": DEFAULT, "optimizer.schedule.params.total_iters": 12, "ema": 0.5}
+    small = {"size": 64, "batches_per_epoch": 3, "optimizer.batch_size": 8, "optimizer.schedule.epochs": 2}
+    small |= {"pretrained": DEFAULT, "optimizer.schedule.params.total_iters": 6, "ema": 0.5}
     small |= {"optimizer.schedule.params.warmup_iters": 0}
     changes = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     command = ["train_default.sh", root.name, f"{root.name}/out", *changes, "--device", "cpu", "--workers", 0]
