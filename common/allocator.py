@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
 
 
 def keep_some_freed_memory() -> bool:
-    """Keep only 128 MiB, and no block larger than 32 MiB, for a process with little memory. Return as above."""
+    """Keep up to 128 MiB and no block above 32 MiB, for a process with limited memory. Return as keep_freed_memory."""
     return _configure({M_MMAP_THRESHOLD: 32 * MIB, M_TRIM_THRESHOLD: 128 * MIB})
 
 

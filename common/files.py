@@ -32,8 +32,8 @@ class OutputError(UserError):
 
 
 def read_regular_file(path: Path) -> bytes:
-    """Read a file. Raises OSError, also for a named pipe or a device: they may have no end, and no writer either."""
-    if path.exists() and not path.is_file():
+    """Read a file. Raises OSError, also for a named pipe or a device, because reading these might never end."""
+    if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a regular file")
     return path.read_bytes()
 

@@ -291,7 +291,7 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def close(self) -> None:
-        """Wait for the pool to end, once its process has: at the exit of the interpreter, its thread may fail."""
+        """Wait for the pool's thread to end. It can fail if the interpreter exits first."""
         self.pool.shutdown(cancel_futures=True)
 
     def kill_if_stalled(self) -> None:

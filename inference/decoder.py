@@ -1,6 +1,6 @@
 """Decode videos in worker processes: a crash, a hang or a lack of memory in the decoder's C code costs one video.
 
-A frame crosses a pipe, so a worker process waits until the previous frame has been read and holds one frame only.
+Frames cross a pipe of limited capacity, so a worker process that is ahead waits for its reader with one frame at most.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from common.errors import UserError
 from preprocessing.limits import Limits
 from preprocessing.video import VideoError
 
-# Bytes of a frame of which memory has room for one only, besides what detecting its faces takes. One of 4K has 24 MiB.
+# Frames with more bytes than this are held one at a time, to limit memory. A 4K frame has 24 MiB.
 LARGE_FRAME = 32 * 2**20
-# Bytes of a frame that wait in the pipe: the processes wake each other up once per so many. Linux allows 1 MiB.
+# Capacity of the pipe in bytes: the larger, the fewer switches between the processes. Linux allows 1 MiB by default.
 PIPE_SIZE = 2**20
 # Exit status of a worker process that its watchdog has ended.
 STALLED = 1
@@ -132,21 +132,15 @@ class Decoder:
         self._replies, replies = Pipe(duplex=False)
         _enlarge(replies.fileno())
         self._ready = False
+        pipes = requests.fileno(), replies.fileno()
         with requests, replies:
             # Not with multiprocessing, which would import the main module in the worker process: a program without
             # `if __name__ == "__main__"` would run again there. A session of its own is not interrupted by Ctrl-C.
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    self.MODULE,
-                    str(requests.fileno()),
-                    str(replies.fileno()),
-                    *map(str, self.limits),
-                ],
+                [sys.executable, "-m", self.MODULE, *map(str, (*pipes, *self.limits))],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
                 stdin=subprocess.DEVNULL,
-                pass_fds=[requests.fileno(), replies.fileno()],
+                pass_fds=pipes,
                 start_new_session=True,
             )
         weakref.finalize(self, _end, self._process)
@@ -205,7 +199,7 @@ def _empty_image(shape: Sequence[int]) -> np.ndarray:
 def _enlarge(pipe: int) -> None:
     """Let a pipe hold PIPE_SIZE bytes, where that can be set."""
     if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with suppress(OSError):  # so much is in use already
+        with suppress(OSError):  # the user's limit for pipes is reached
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
 

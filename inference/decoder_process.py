@@ -60,11 +60,11 @@ class ExitWhenStalled:
 
 
 class Server:
-    """Decodes videos for the process at the other end of a connection.
+    """Decodes videos for another process.
 
     Args:
-        requests: where the other process asks for videos.
-        replies: where they are sent.
+        requests: pipe from which the requests are read.
+        replies: pipe to which the frames are written.
         limits: what decoding a video may take.
     """
 
@@ -74,7 +74,7 @@ class Server:
         watch_this_process(self.watchdog)
 
     def serve(self) -> None:
-        """Decode videos until the connection closes."""
+        """Decode videos until the other process closes a pipe."""
         try:
             self._send("ready")
             while True:
@@ -124,7 +124,7 @@ class Server:
 
 
 def main(requests: str, replies: str, pixels: str, memory: str, timeout: str) -> None:
-    """Answer the requests from one pipe in another, given as file descriptors."""
+    """Serve requests. Both pipes are given as file descriptors."""
     keep_some_freed_memory()
     size = int(memory) * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))

@@ -251,7 +251,7 @@ class Predictor:
         yield _Chunk(video, last=True)
 
     def _shrink(self, frames: Iterator[SampledFrame], shrunk: deque[np.ndarray]) -> Iterator[SampledFrame]:
-        """Yield the frames, after adding the detector's input for each to `shrunk`, while the next one is decoded."""
+        """Yield the frames. Append the detector's input for each to `shrunk` first, while the next one is decoded."""
         for frame in frames:
             shrunk.append(self.detector.shrink(frame.image))
             yield frame

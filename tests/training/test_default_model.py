@@ -156,9 +156,7 @@ def test_calibration_is_in_the_last_layer(retrained: Path) -> None:
 def test_calibrated_model_needs_no_calibration(retrained: Path, tmp_path: Path) -> None:
     """Rounding to float16 changes the temperature by about 1 %."""
     found = read_checkpoint(retrained / "out/model.pt")["calibration"]
-    assert (found["temperature"], found["offset"]) != pytest.approx(
-        (1, 0), abs=0.1
-    )  # otherwise this would test nothing
+    assert found["temperature"] != pytest.approx(1, rel=0.2)  # otherwise this would test nothing
     options = ("--checkpoint", retrained / "out/model.pt", "--data-dir", retrained, "--output", tmp_path / "again.pt")
     run("training/pipelines/calibrate.py", *options, "--workers", 0)
     again = read_checkpoint(tmp_path / "again.pt")["calibration"]

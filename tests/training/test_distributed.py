@@ -137,15 +137,21 @@ with init_distributed("cpu") as dist:
 """
 
 
-@pytest.mark.slow
-def test_step_that_overflows_in_one_process_is_skipped_in_all(tmp_path: Path) -> None:
-    script = face_crops.write(tmp_path / "overflow.py", OVERFLOW_IN_ONE_PROCESS.encode())
-    config = face_crops.config(tmp_path, pretrained=False, optimizer__batch_size=4, size=32)
+def run_in_two_processes(program: str, folder: Path) -> str:
+    """Run a program with a small configuration as its argument and return its output."""
+    script = face_crops.write(folder / "program.py", program.encode())
+    config = face_crops.config(folder, pretrained=False, optimizer__batch_size=4, size=32)
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     path = {"PYTHONPATH": str(face_crops.ROOT)}
     done = programs.run([*launch, script, config], env={**face_crops.environment(), **path})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str([([True, False], 1, 512.0)] * 2)
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_step_that_overflows_in_one_process_is_skipped_in_all(tmp_path: Path) -> None:
+    output = run_in_two_processes(OVERFLOW_IN_ONE_PROCESS, tmp_path)
+    assert output.strip() == str([([True, False], 1, 512.0)] * 2)
 
 
 LOSS_SCOPES = """
@@ -186,14 +192,9 @@ with init_distributed("cpu") as dist:
 
 @pytest.mark.slow
 def test_scope_of_the_loss(tmp_path: Path) -> None:
-    """ "global" averages each class over all processes, "process" over each process' batch, as the published code."""
-    script = face_crops.write(tmp_path / "scopes.py", LOSS_SCOPES.encode())
-    config = face_crops.config(tmp_path, pretrained=False, optimizer__batch_size=4, size=32)
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    path = {"PYTHONPATH": str(face_crops.ROOT)}
-    done = programs.run([*launch, script, config], env={**face_crops.environment(), **path})
-    assert done.returncode == 0, done.stderr
-    values = {line.split()[0]: list(map(float, line.split()[1:])) for line in done.stdout.splitlines()}
+    """The loss is averaged over all processes ("global") or in each one ("process"), as in the published code."""
+    lines = run_in_two_processes(LOSS_SCOPES, tmp_path).splitlines()
+    values = {line.split()[0]: list(map(float, line.split()[1:])) for line in lines}
     for scope in ("global", "process"):
         assert values[scope][0] == pytest.approx(values[scope][1], rel=1e-4)
     assert values["global"][0] != pytest.approx(values["process"][0], rel=1e-3)

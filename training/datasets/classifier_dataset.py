@@ -123,11 +123,14 @@ class CropSource:
 
     def _scale_from(self, original: str, shape: tuple[int, int]) -> np.ndarray:
         """Return (x, y) scale factors from the original's crop to a fake's crop of this shape."""
+        path = self.root / self.crops_dir / original
         try:
-            with Image.open(BytesIO(read_regular_file(self.root / self.crops_dir / original))) as image:
-                return np.array(shape[::-1]) / image.size
+            if path.is_file():  # opening a named pipe would wait for a writer
+                with Image.open(path) as image:
+                    return np.array(shape[::-1]) / image.size
         except (OSError, ValueError, Image.DecompressionBombError):
-            return np.ones(2)  # assume the same size: nothing else of the original is needed
+            pass
+        return np.ones(2)  # assume the same size: nothing else of the original is needed
 
 
 class ClassifierDataset(Dataset[Batch]):

@@ -214,8 +214,8 @@ def init_network(config: Config, fresh: bool, weights: str | Path | None = None)
         CheckpointError: the checkpoint or the pretrained weights cannot be used.
         SetupError: the pretrained weights cannot be downloaded.
     """
-    use_imagenet = fresh and config.pretrained is True and not weights
     cached = cached_weights(config.encoder)
+    use_imagenet = fresh and config.pretrained is True and not weights
     download = use_imagenet and not cached.is_file()
     try:
         network = build_network(
@@ -278,7 +278,10 @@ def build_learner(
 
 
 def _build_optimizer(config: OptimizerConfig, network: DeepFakeClassifier) -> torch.optim.Optimizer:
-    """Build an optimizer of the parameters that require a gradient, with a group of the encoder's if there are two."""
+    """Build the optimizer of the parameters that require a gradient.
+
+    With `classifier_lr`, the encoder and the rest are separate groups.
+    """
     encoder, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

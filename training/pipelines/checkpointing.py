@@ -53,7 +53,7 @@ class ResumeError(UserError):
 class Best(NamedTuple):
     """The epoch with the lowest balanced log loss (bce) so far; None before the first validation.
 
-    The epoch is also None if a checkpoint with weights only told the loss.
+    The epoch is also None if the loss comes from a checkpoint with weights only.
     """
 
     epoch: int | None = None
@@ -126,7 +126,10 @@ class Checkpoints:
 
 
 def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int, Best]:
-    """Restore a learner from NAME_last.pt, or its weights from another checkpoint. Return the next and the best epoch.
+    """Restore a learner from NAME_last.pt, or its weights from another checkpoint.
+
+    Returns:
+        The next epoch, and the best one so far.
 
     Raises:
         ResumeError: the run has different settings, or the checkpoint is damaged or does not fit the learner.
@@ -157,12 +160,12 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
 
 
 def _restore_weights_only(path: Path, learner: Learner, checkpoint: dict[str, Any]) -> tuple[int, Best]:
-    """Restore a learner's weights from a released checkpoint or one of an epoch. Return the next and the best epoch."""
+    """Restore a learner's weights from a released checkpoint or that of an epoch. Return as `restore`."""
     epoch = _count("epoch", checkpoint["epoch"])
     if "recipe" in checkpoint:  # the released files count the finished epochs
         epoch += 1
     best = _best(None, checkpoint.get("bce_best"))
-    for network in (learner.eval_network, learner.network):
+    for network in {learner.eval_network, learner.network}:  # the same without a moving average
         _restore_weights(path, network, checkpoint["state_dict"])
     log.info(
         "%s: has weights only. The optimizer and the loss scale start from scratch, at the learning rate of epoch %d",

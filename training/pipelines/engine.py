@@ -125,7 +125,7 @@ def train_one_epoch(learner: Learner, data_loader: DataLoader, epoch: int, crops
         crops: names of the crops, for messages.
 
     Returns:
-        `train_loss` (mean over the batches), `lr` and, if it differs, `classifier_lr` (of the last step),
+        `train_loss` (mean over the batches), `lr` and, if it is set, `classifier_lr` (of the last step),
         `images_per_second`, `broken` (number of broken images) and `seconds`; with loss scaling also `loss_scale` (at
         the end) and `skipped_steps`. All but `seconds` cover all processes.
 

@@ -90,8 +90,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--resume",
         default="auto",
         metavar="auto|none|FILE",
-        help="auto: resume from the run's own last checkpoint, if any; none: start over; FILE: continue from this "
-        "checkpoint if the run has none of its own; if it has weights only, at the epoch it holds",
+        help="auto: resume from the run's own last checkpoint, if any; none: start over; FILE: resume from this "
+        "checkpoint if the run has none of its own; if it has weights only, with the next epoch and a new optimizer",
     )
     add("--from-zero", action="store_true", help="take only the weights from --resume FILE and start at epoch 0")
     add("--zero-score", action="store_true", help="when resuming, forget the best score so far")

@@ -1,7 +1,7 @@
 """Configuration of a training run: one JSON file per model, with the keys of the published code and a few more.
 
-The classes below document every key. Defaults of the published code's keys are the published ones. Unknown keys, wrong
-types and unsupported names are errors that name the key and what is allowed.
+The classes below document every key. Where a key of the published code has a default here, it is the published one.
+Unknown keys, wrong types and unsupported names are errors that name the key and what is allowed.
 """
 
 from __future__ import annotations
@@ -233,11 +233,12 @@ class Config(Section):
         normalize: normalization of the network's input.
         losses: weights of the losses, by name.
         focal_gamma: focusing parameter of the focal loss.
-        loss_scope: what the loss averages the fakes and the reals of. "global": the batches of all processes, so that
-            any number of processes trains alike; "process": each process' own batch, as in the published code.
+        loss_scope: which samples each class is averaged over. "global": those of all processes, so that the loss does
+            not depend on how a batch is divided; "process": those of each process, as in the published code.
         ohem_samples: number of hardest samples of each class to use per process; null for all.
-        pretrained: initial weights of the encoder. true: the published weights, which timm downloads; false: random;
-            a string: a file, relative to the configuration's folder (on the command line: to the working directory).
+        pretrained: initial weights of the encoder. true: ImageNet weights, from PyTorch's cache or else downloaded by
+            timm; false: random; a string: a file, relative to the configuration's folder (on the command line: to the
+            working directory).
         amp_dtype: AMP dtype.
         channels_last: use the channels-last memory format.
         ema: decay of an exponential moving average of the weights, which is validated and saved instead of the

@@ -2,7 +2,7 @@
 
     python -m training.tools.imagenet ENCODER ...     # print the URL of each encoder's weights
     python -m training.tools.imagenet --folder        # print the folder of the cache
-    python -m training.tools.imagenet --check FILE    # exit with status 0 if FILE, or FILE.part, is what its name says
+    python -m training.tools.imagenet --check FILE    # exit with status 0 if the content of FILE matches its name
 
 The files are those of timm's GitHub release, which the published code used. Their names end with the first digits of
 their SHA-256.
@@ -25,8 +25,7 @@ from training.zoo.encoders import ENCODERS, build_encoder
 
 def weights_url(encoder: str) -> str:
     """Return the URL of an encoder's ImageNet weights."""
-    weights = timm.get_pretrained_cfg(ENCODERS[encoder].timm_name)
-    return str(weights and weights.url)
+    return vars(timm.get_pretrained_cfg(ENCODERS[encoder].timm_name))["url"]
 
 
 def cache_folder() -> Path:
@@ -40,7 +39,7 @@ def cached_weights(encoder: str) -> Path:
 
 
 def check_weights(path: Path) -> str:
-    """Check a file, possibly a download NAME.part, and return its encoder. Raises CheckpointError."""
+    """Check a file, which may still be named NAME.part, and return its encoder. Raises CheckpointError."""
     name = path.name.removesuffix(".part")
     encoder = next((encoder for encoder in ENCODERS if _file_name(encoder) == name), None)
     if encoder is None:
