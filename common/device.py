@@ -86,6 +86,19 @@ def use_full_float32() -> None:
 
 
 @contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use `count` CPU threads in the block, at least 1. Threads that compete for a core slow each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(count, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def device_errors(remedy: str) -> Iterator[None]:
     """Turn failures of a device and of memory allocation in the block into DeviceErrors; let other errors pass.
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from common.allocator import return_freed_memory
-from common.device import device_errors
+from common.device import cpu_threads, device_errors
 from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
 from inference.decoder import LARGE_FRAME, Decoder, SampledFrame, StartOver, VideoInfo, default_workers
@@ -35,8 +36,9 @@ from preprocessing.video import VideoError, chunk_frames
 
 # Score of a video that is unreadable or has no face.
 UNKNOWN = 0.5
-# Bytes of a chunk of frames: 32 frames of 1080p, all that are sampled by default.
-CHUNK_BYTES = 200 * 2**20
+# Frames and bytes of a chunk at most. Chunks are short so that the first faces are detected while the rest is decoded; on
+# a GPU, they have a batch of the detector.
+CHUNK_FRAMES, CHUNK_BYTES = 4, 200 * 2**20
 # Faces per forward pass at most, whatever the option says; and the number of videos that may wait for a full batch.
 MAX_BATCH, MAX_WAITING = 128, 16
 
@@ -173,6 +175,8 @@ class Predictor:
         self.frames = frames
         self.batch_size = min(batch_size or BATCH_SIZE.get(ensemble.device.type, 1), MAX_BATCH)
         self.decoders = decoders or [Decoder(Limits()) for _ in range(default_workers())]
+        self.chunk_frames = max(CHUNK_FRAMES, detector.batch)
+        self.detector_threads = torch.get_num_threads() - len(self.decoders)  # the decoders take a CPU core each
 
     def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
         """Yield one VideoScore per path, in order. A video that cannot be read gets a status that says so.
@@ -233,7 +237,7 @@ class Predictor:
             while True:
                 try:
                     shrunk: deque[np.ndarray] = deque()
-                    for frames in chunk_frames(self._shrink(decoder.frames(), shrunk), self.frames, CHUNK_BYTES):
+                    for frames in chunk_frames(self._shrink(decoder.frames(), shrunk), self.chunk_frames, CHUNK_BYTES):
                         inputs = [shrunk.popleft() for _ in frames]
                         yield _Chunk(video, frames, inputs, [], time.perf_counter() - start, starts_over)
                         start, starts_over = time.perf_counter(), False
@@ -248,6 +252,7 @@ class Predictor:
         except Exception as error:  # an unexpected error must not end the run for the other videos
             log.exception("%s", video.path)
             video.fail("unreadable", f"{video.path}: decoding failed ({error!r})")
+            decoder.kill()  # what it has not sent yet would be taken for the next video
         yield _Chunk(video, last=True)
 
     def _shrink(self, frames: Iterator[SampledFrame], shrunk: deque[np.ndarray]) -> Iterator[SampledFrame]:
@@ -263,7 +268,7 @@ class Predictor:
         if not chunk.frames or video.status != "ok":
             return chunk
         try:
-            with device_errors("Lower --workers or use --device cpu"):
+            with device_errors("Lower --workers or use --device cpu"), cpu_threads(self.detector_threads):
                 chunk.faces = self.detector.detect([frame.image for frame in chunk.frames], chunk.shrunk)
         except UserError:  # the device fails, and would fail for the other videos
             raise

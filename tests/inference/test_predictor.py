@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from skimage.data import astronaut
 
 from common.device import DeviceError
@@ -72,6 +73,41 @@ def test_failure_of_the_device_ends_the_run(ensemble: Ensemble, face_video: Path
     monkeypatch.setattr(detector, "detect", fail)
     with pytest.raises(DeviceError, match="illegal memory access"):
         list(Predictor(ensemble, detector).predict([face_video]))
+
+
+def test_unexpected_error_costs_one_video(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
+    detector = FaceDetector()
+    predictor = Predictor(ensemble, detector, frames=8, decoders=[Decoder(Limits())])
+    [expected] = predictor.predict([face_video])
+    shrink = detector.shrink
+
+    def fail_once(_: np.ndarray) -> np.ndarray:
+        monkeypatch.setattr(detector, "shrink", shrink)
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(detector, "shrink", fail_once)
+    failed, result = predictor.predict([face_video, face_video])
+    assert (failed.status, failed.score) == ("unreadable", 0.5)
+    assert (result.status, result.score, result.frames) == ("ok", expected.score, 8)
+
+
+def test_detection_leaves_cores_to_the_decoders(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
+    detector, during = FaceDetector(), []
+    before = torch.get_num_threads()
+
+    def note_threads(frames: list, _: list) -> list:
+        during.append(torch.get_num_threads())
+        return [[] for _ in frames]
+
+    monkeypatch.setattr(detector, "detect", note_threads)
+    torch.set_num_threads(4)
+    try:
+        predictor = Predictor(ensemble, detector, decoders=[Decoder(Limits())])
+        assert [result.status for result in predictor.predict([face_video])] == ["no_face"]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert set(during) == {3}
 
 
 def test_decoder_that_cannot_start_ends_the_run(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
