@@ -36,8 +36,8 @@ from preprocessing.video import VideoError, chunk_frames
 
 # Score of a video that is unreadable or has no face.
 UNKNOWN = 0.5
-# Frames and bytes of a chunk at most. Chunks are short so that the first faces are detected while the rest is decoded; on
-# a GPU, they have a batch of the detector.
+# Frames and bytes of a chunk at most. Short chunks let detection start while the rest is decoded; a GPU's chunk has a
+# whole batch of the detector.
 CHUNK_FRAMES, CHUNK_BYTES = 4, 200 * 2**20
 # Faces per forward pass at most, whatever the option says; and the number of videos that may wait for a full batch.
 MAX_BATCH, MAX_WAITING = 128, 16
