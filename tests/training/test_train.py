@@ -24,10 +24,14 @@ from common.errors import UserError
 from preprocessing.crops import MarginCrop
 from tests.support import face_crops, programs
 from tests.support.face_crops import NETWORK
+from tests.support.learners import make_learner, random_batch
 from training.datasets.folds import epoch_order, read_folds, training_rows
 from training.pipelines import build, engine, samples, train_classifier
 from training.pipelines import evaluate as evaluate_script
+from training.pipelines.checkpointing import Best, Checkpoints, ResumeError, restore
+from training.pipelines.engine import train_step
 from training.tools.checkpoint import CheckpointError, load_network, read_checkpoint
+from training.tools.config import read_config
 from training.tools.log import read_log
 from training.tools.metrics import class_losses, evaluate
 
@@ -308,6 +312,8 @@ def test_starts_from_the_weights_of_another_run(root: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"{DEFAULT}: .*configuration's network"):
         run(root, "--resume", DEFAULT, "--from-zero", "--set", "encoder=tf_efficientnet_b0_ns")
     small = ("--set", "optimizer.learning_rate=1e-12", "--set", "batches_per_epoch=1", "--set", "pretrained=false")
+    with pytest.raises(ResumeError, match=rf"{DEFAULT}: holds no epoch .*--from-zero"):
+        run(root, "--resume", DEFAULT, *small)
     assert run(root, "--resume", DEFAULT, "--from-zero", "--epochs", 1, *small) == 0
     given = load_network(DEFAULT)[0].state_dict()
     for key in ("encoder.conv_head.weight", "fc.weight"):
@@ -337,9 +343,47 @@ def test_continues_from_weights_only(root: Path, caplog: pytest.LogCaptureFixtur
     assert not (root / "weights" / f"c_{NETWORK}_best.pt").exists()
     assert run(root, *small, "--epochs", 4, "--prefix", "c_") == 0
     assert read_checkpoint(root / "weights" / f"c_{NETWORK}_last.pt")["bce_best"] == 1e-3
+    with pytest.raises(ResumeError, match=rf"{released}: continues with epoch 2, .*--epochs.*--from-zero"):
+        run(root, *small, "--epochs", 2, "--prefix", "d_", "--resume", released)
     torch.save({"state_dict": checkpoint["state_dict"], "epoch": "first"}, released)
-    with pytest.raises(UserError, match=rf"{released}: .*epoch"):
+    with pytest.raises(ResumeError, match=rf"{released}: .*epoch"):
         run(root, *small, "--prefix", "d_", "--resume", released)
+
+
+@pytest.mark.parametrize(
+    ("stored", "best"), [(np.float32(0.25), 0.25), (float("nan"), None), ("low", None), (torch.ones(2), None)]
+)
+def test_best_score_of_a_checkpoint_with_weights_only(
+    root: Path, stored: Any, best: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be of any numeric type; what is not a finite number is ignored."""
+    caplog.set_level(logging.INFO)
+    config = read_config(face_crops.config(root))
+    learner = make_learner(config, torch.device("cpu"))
+    path = root / "foreign.pt"
+    torch.save({"state_dict": learner.network.state_dict(), "epoch": 3, "bce_best": stored}, path)
+    assert restore(learner, path, {}) == (3, Best(None, best))
+    assert any("--zero-score" in line for line in caplog.messages) == (best is not None)
+
+
+def test_cycled_momentum_must_be_in_the_checkpoint(root: Path) -> None:
+    """RMSprop has no momentum of its own, but a cyclic schedule gives it one."""
+    schedule = {"type": "cyclic", "epochs": 1, "params": {"max_lr": 0.1}}
+    changes = {"optimizer.type": "RMSprop", "optimizer.nesterov": False, "optimizer.momentum": 0.0}
+    config = read_config(face_crops.config(root), {**changes, "optimizer.schedule": schedule, "ema": None})
+    learner = make_learner(config, torch.device("cpu"))
+    assert learner.optimizer.param_groups[0]["momentum"] == 0.9
+    train_step(learner, random_batch(config))
+    settings = {"processes": 1}
+    Checkpoints(root, "run").save(learner, 0, Best(), settings, None)
+    path = root / "run_last.pt"
+    assert restore(make_learner(config, torch.device("cpu")), path, settings) == (1, Best())
+    checkpoint = torch.load(path, weights_only=True)
+    for state in checkpoint["training"]["optimizer"]["state"].values():
+        del state["momentum_buffer"]
+    torch.save(checkpoint, path)
+    with pytest.raises(ResumeError, match=rf"{path}: .*incomplete"):
+        restore(make_learner(config, torch.device("cpu")), path, settings)
 
 
 def test_short_epochs_follow_the_schedule(root: Path) -> None:
@@ -366,6 +410,12 @@ def test_prefix_of_the_configuration(root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_prefix_cannot_choose_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(root, "--prefix", "../a_")
+    assert "--prefix: ../a_ contains a slash" in capsys.readouterr().err
+
+
 def test_zero_score_forgets_the_best_score(root: Path) -> None:
     small = ("--set", "batches_per_epoch=1")
     assert run(root, *small, "--epochs", 1) == 0

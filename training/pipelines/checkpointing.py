@@ -140,6 +140,8 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
         if "training" not in checkpoint:
             return _restore_weights_only(path, learner, checkpoint)
         training = checkpoint["training"]
+        if not isinstance(training, dict):
+            raise ValueError("it has no training state")
         _compare_settings(path, training["settings"], settings)
         epoch, steps = _count("epoch", checkpoint["epoch"]), _count("steps", training["steps"])
         best = _best(training["best_epoch"], checkpoint["bce_best"])
@@ -161,10 +163,14 @@ def restore(learner: Learner, path: Path, settings: dict[str, Any]) -> tuple[int
 
 def _restore_weights_only(path: Path, learner: Learner, checkpoint: dict[str, Any]) -> tuple[int, Best]:
     """Restore a learner's weights from a released checkpoint or that of an epoch. Return as `restore`."""
+    if "epoch" not in checkpoint:
+        raise ResumeError(
+            f"{path}: holds no epoch to continue from. To start a new run from its weights, add --from-zero"
+        )
     epoch = _count("epoch", checkpoint["epoch"])
     if "recipe" in checkpoint:  # the released files count the finished epochs
         epoch += 1
-    best = _best(None, checkpoint.get("bce_best"))
+    best = _foreign_best(checkpoint.get("bce_best"))
     for network in {learner.eval_network, learner.network}:  # the same without a moving average
         _restore_weights(path, network, checkpoint["state_dict"])
     log.info(
@@ -172,6 +178,8 @@ def _restore_weights_only(path: Path, learner: Learner, checkpoint: dict[str, An
         path,
         epoch,
     )
+    if best.bce is not None:
+        log.info("best score so far: bce %.4f, from the same file. --zero-score forgets it", best.bce)
     return epoch, best
 
 
@@ -242,6 +250,15 @@ def _best(epoch: Any, bce: Any) -> Best:
     if bce is None:
         return Best()
     return Best(None if epoch is None else _count("best epoch", epoch), _number("bce_best", bce))
+
+
+def _foreign_best(bce: Any) -> Best:
+    """Return the best score from a checkpoint with weights only; none if it is not a finite number."""
+    try:
+        value = float(bce)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several values
+        return Best()
+    return Best(None, value) if 0 <= value <= sys.float_info.max else Best()
 
 
 def _count(name: str, value: Any, below: int = 2**63) -> int:

@@ -19,7 +19,7 @@ from common.device import device_errors
 from common.files import make_folder
 from common.text import plural
 from training.pipelines import build
-from training.pipelines.checkpointing import Best, Checkpoints, restore
+from training.pipelines.checkpointing import Best, Checkpoints, ResumeError, restore
 from training.pipelines.engine import Learner, score_crops, train_one_epoch
 from training.pipelines.samples import write_preview
 from training.tools.config import Config, read_config
@@ -47,8 +47,7 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         return 0
     for folder in (args.output_dir, args.logdir):
         make_folder(folder)
-    prefix = (config.prefix or "") if args.prefix is None else args.prefix
-    name = f"{prefix}{config.network}_{config.encoder}_{args.fold}"
+    name = f"{config.prefix if args.prefix is None else args.prefix}{config.network}_{config.encoder}_{args.fold}"
     checkpoints = Checkpoints(args.output_dir, name, every_epoch=args.keep == "all")
     with init_distributed(args.device) as dist, device_errors(REMEDY):
         logging.getLogger().setLevel(logging.INFO if dist.is_main_process else logging.WARNING)
@@ -71,6 +70,11 @@ def _start_or_resume(args: argparse.Namespace, config: Config, checkpoints: Chec
     start, best = restore(learner, source, settings) if source else (0, Best())
     epochs = config.optimizer.schedule.epochs
     if start >= epochs:
+        if source != checkpoints.path("last"):
+            raise ResumeError(
+                f"{source}: continues with epoch {start}, but the run has only {plural(epochs, 'epoch')}. Raise "
+                "--epochs, or add --from-zero to take only the weights"
+            )
         log.info("%s: all %s are done", checkpoints.name, plural(start, "epoch"))
         return best
     if source:
