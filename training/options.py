@@ -53,6 +53,13 @@ def parse_change(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{key}: the value is nested too deeply") from None
 
 
+def prefix(text: str) -> str:
+    """Argument type: the start of a file name."""
+    if "/" in text:
+        raise argparse.ArgumentTypeError(f"{text} contains a slash. Choose the folder with --output-dir")
+    return text
+
+
 def seed(text: str) -> int:
     """Argument type: a seed of PyTorch's generator."""
     if not 0 <= int(text) <= MAX_SEED:

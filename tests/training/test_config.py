@@ -84,8 +84,6 @@ def test_published_names_and_forms(tmp_path: Path) -> None:
     schedule = {"type": "clr", "mode": "poly", "epochs": 3, "params": {"base_lr": 0.01, "max_lr": 0.1}}
     changes = {
         "optimizer.type": "RmsProp",
-        "optimizer.momentum": 0,
-        "optimizer.nesterov": False,
         "optimizer.classifier_lr": -1,
         "optimizer.clip": 2.0,
         "optimizer.schedule": schedule,
@@ -96,6 +94,7 @@ def test_published_names_and_forms(tmp_path: Path) -> None:
     optimizer = config.optimizer
     assert (optimizer.type, optimizer.classifier_lr, optimizer.clip_norm) == ("RMSprop", None, 2)
     assert (optimizer.schedule.type, optimizer.schedule.mode, config.prefix) == ("cyclic", "step", "mine_")
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, False)
     assert optimizer.schedule.build().momentum(0) == 0.9
     for kind, params in (("step", {"steps": [[0, 0.1], [4, 0.05]]}), ("linear", {"alpha": -0.1, "beta": 1})):
         config = read_config(path, {"optimizer.schedule": {"type": kind, "epochs": 9, "params": params}})
@@ -111,6 +110,33 @@ def test_defaults_of_the_published_code(tmp_path: Path) -> None:
     others = {"optimizer.type": "AdamW", "optimizer.weight_decay": 0}
     assert read_config(path, others).optimizer.momentum == 0
     assert not read_config(path, {"optimizer.momentum": 0.0}).optimizer.nesterov
+    del values["optimizer"]
+    optimizer = read_config(face_crops.write(path, json.dumps(values).encode())).optimizer
+    assert (optimizer.type, optimizer.batch_size, optimizer.learning_rate) == ("SGD", 32, 0.1)
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.weight_decay, optimizer.clip_norm) == (0.9, True, 0, 1)
+    assert (optimizer.schedule.type, optimizer.schedule.mode, optimizer.schedule.epochs) == ("constant", "epoch", 10)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "FusedAdam", "RmsProp"])
+def test_keys_that_the_optimizer_does_not_support_are_dropped(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the published code, except that RMSprop uses the momentum."""
+    optimizer = read_config(published_file(tmp_path, "b7"), {"optimizer.type": name}).optimizer
+    assert not optimizer.nesterov
+    assert optimizer.momentum == (0.9 if name == "RmsProp" else 0)
+    assert f"optimizer.nesterov: is not used, because {optimizer.type}" in caplog.text
+
+
+def test_only_the_main_process_warns_of_keys_that_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"model_params": {"a": 1}, "optimizer.type": "Adam"}
+    for rank, warnings in (("0", 3), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        caplog.clear()
+        read_config(published_file(tmp_path, "b7"), changes)
+        assert len(caplog.messages) == warnings
 
 
 @pytest.mark.parametrize("key", ["optimizer.clip", "optimizer.clip_norm"])
@@ -211,7 +237,13 @@ def test_pretrained_that_is_no_path(tmp_path: Path, name: str) -> None:
         ({"optimizer.learning_rate": -1}, "optimizer.learning_rate", ("greater than 0", "-1")),
         ({"normalize.std": [0.5, 0.5, 0]}, "normalize.std.2", ("greater than or equal to 0.001",)),
         ({"crop": {"kind": "margin", "margin": "wide"}}, "crop.margin.margin", ("number", '"wide"')),
-        ({"optimizer.type": "Adam"}, "optimizer", ("momentum", "Adam")),
+        ({"prefix": "../a"}, "prefix", ("pattern", '"../a"')),
+        ({"prefix": "a\0b"}, "prefix", ("pattern",)),
+        (
+            {"optimizer.schedule.params": {"max_lr": 1, "max_momentum": 0}, "optimizer.schedule.type": "cyclic"},
+            "optimizer.schedule.params.max_momentum",
+            ("greater than 0",),
+        ),
         (
             {"optimizer.schedule.params": {"steps": [[3, 0.1], [3, 0.2]]}, "optimizer.schedule.type": "step"},
             "optimizer.schedule.params.steps",
@@ -251,7 +283,7 @@ def test_every_missing_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read_config(face_crops.write(tmp_path / "a.json", b'{"optimizer": {"schedule": {}}}'))
     lines = str(error.value).splitlines()
-    for key in ("network", "encoder", "size", "optimizer.batch_size", "optimizer.schedule.epochs", "losses"):
+    for key in ("network", "encoder", "size", "batches_per_epoch", "fp16", "losses"):
         assert f"{tmp_path / 'a.json'}: {key}: is missing" in lines
 
 

@@ -81,6 +81,12 @@ def test_cycles_equal_pytorch(make: Callable, params: dict) -> None:
         reference.step()
 
 
+def test_long_cycles_with_an_unused_gamma() -> None:
+    """`gamma` matters in mode exp_range only, so it cannot overflow in the others."""
+    for mode in ("triangular", "triangular2"):
+        assert SCHEDULES["cyclic"](max_lr=0.2, mode=mode, gamma=2.0).lr(LR, 100_000) == pytest.approx(LR)
+
+
 def test_momentum_is_left_alone_unless_it_is_cycled() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], LR, momentum=0.7)
     for schedule in (SCHEDULES["cyclic"](max_lr=0.2, cycle_momentum=False), SCHEDULES["poly"]()):

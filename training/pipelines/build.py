@@ -22,7 +22,7 @@ from training.datasets.classifier_dataset import ClassifierDataset, CropSource, 
 from training.datasets.folds import Crops, EpochBatchSampler, read_folds, training_rows, validation_rows
 from training.losses import MASK_LOSS, BalancedLoss
 from training.options import PADDING_PART
-from training.pipelines.engine import Learner, Rates
+from training.pipelines.engine import Learner, Rates, set_rates
 from training.tools.checkpoint import fit_weights, load_encoder, load_network
 from training.tools.config import Config, OptimizerConfig
 from training.tools.distributed import Distributed
@@ -259,15 +259,17 @@ def build_learner(
     network = dist.sync_batch_norms(network).to(dist.device).to(memory_format=memory_format)
     network.encoder.get_classifier().requires_grad_(False)  # timm's head for 1000 classes is not used
     amp_dtype = choose_amp_dtype(config, dist.device)
+    optimizer, rates_at = _build_optimizer(config.optimizer, network), _rates(config)
+    set_rates(optimizer, rates_at(0, 0))
     return Learner(
         network=network,
         model=network,
         recipe=config.recipe(crop),
         loss=BalancedLoss(config.losses, config.ohem_samples, config.focal_gamma),
         loss_scope=config.loss_scope,
-        optimizer=_build_optimizer(config.optimizer, network),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(dist.device.type, enabled=amp_dtype == torch.float16),
-        rates_at=_rates(config),
+        rates_at=rates_at,
         clip_norm=config.optimizer.clip_norm,
         accumulate=config.optimizer.accumulate,
         amp_dtype=amp_dtype,

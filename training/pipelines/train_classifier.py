@@ -84,6 +84,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--logdir", type=Path, default=Path("logs"), metavar="DIR", help="folder of the logs")
     add(
         "--prefix",
+        type=options.prefix,
         help="start of the run's name, which is <prefix><network>_<encoder>_<fold> (default: the configuration's)",
     )
     add(

@@ -85,9 +85,9 @@ class ScheduleConfig(Section):
         params: parameters of the schedule, see its class.
     """
 
-    type: Annotated[str, one_of(SCHEDULES)]
+    type: Annotated[str, one_of(SCHEDULES)] = "constant"
     mode: Literal["step", "epoch"] = "epoch"
-    epochs: Count
+    epochs: Count = 10
     params: dict[str, Any] = {}
 
     def build(self) -> Schedule:
@@ -111,30 +111,27 @@ class OptimizerConfig(Section):
         accumulate: number of parts that a batch is divided into to save memory; the gradient is that of the batch.
     """
 
-    batch_size: Annotated[Count, Field(ge=2)]
-    type: Annotated[str, one_of(OPTIMIZERS)]
-    learning_rate: PositiveFloat
+    batch_size: Annotated[Count, Field(ge=2)] = 32
+    type: Annotated[str, one_of(OPTIMIZERS)] = "SGD"
+    learning_rate: PositiveFloat = 0.1
     classifier_lr: PositiveFloat | None = None
     momentum: Fraction = 0.0
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 0.0
-    schedule: ScheduleConfig
+    schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: PositiveFloat = 1.0
     accumulate: Count = 1
 
     @model_validator(mode="before")
     @classmethod
     def _set_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("type") not in ("SGD", "FusedSGD"):
+        if not isinstance(values, dict) or values.get("type", "SGD") not in ("SGD", "FusedSGD"):
             return values
         values = {"momentum": SGD_MOMENTUM, **values}
         return {"nesterov": values["momentum"] != 0, **values}
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
-        for key in ("momentum", "nesterov"):
-            if getattr(self, key) and key not in OPTIMIZERS[self.type]:
-                raise ValueError(f"{key} is not supported by {self.type}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.batch_size % self.accumulate:
@@ -255,7 +252,7 @@ class Config(Section):
     size: Annotated[int, within(SIZES)]
     batches_per_epoch: Count
     fp16: bool
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
     normalize: NormalizeConfig = NormalizeConfig()
     losses: Annotated[dict[LossName, PositiveFloat], Field(min_length=1)]
     focal_gamma: NonNegativeFloat = GAMMA
@@ -269,7 +266,7 @@ class Config(Section):
     drop_path: Fraction | None = None
     crop: Annotated[MarginConfig | SquareConfig, Field(discriminator="kind")] = MarginConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
-    prefix: str | None = None
+    prefix: Annotated[str, Field(pattern="^[^/\\x00]*$")] = ""
 
     @model_validator(mode="after")
     def _check(self) -> Config:

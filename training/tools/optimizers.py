@@ -55,10 +55,10 @@ def build_optimizer(
 
 
 def state_names(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Return the names that the state of each parameter must have."""
+    """Return the names that the state of each parameter must have. Schedules may set a momentum after the start."""
     name = type(optimizer).__name__
     # SGD accepts a state without its momentum.
-    momentum = {"momentum_buffer"} if name == "RMSprop" and optimizer.defaults["momentum"] else set()
+    momentum = {"momentum_buffer"} if name == "RMSprop" and optimizer.param_groups[0]["momentum"] else set()
     return STATE_NAMES.get(name, set()) | momentum
 
 

@@ -103,7 +103,7 @@ class Cyclic(Schedule):
     gamma: PositiveFloat = 1.0
     cycle_momentum: bool = True
     base_momentum: Momentum = 0.8
-    max_momentum: Momentum = 0.9
+    max_momentum: Annotated[Momentum, Field(gt=0)] = 0.9
 
     def lr(self, initial_lr: float, t: int) -> float:
         base = self.base_lr or initial_lr
@@ -119,7 +119,9 @@ class Cyclic(Schedule):
         up, down = self.step_size_up, self.step_size_down or self.step_size_up
         cycle, position = divmod(t, up + down)
         height = position / up if position <= up else (up + down - position) / down
-        return height * {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": self.gamma**t}[self.mode]
+        if self.mode == "triangular2":
+            return height * 0.5**cycle
+        return height * self.gamma**t if self.mode == "exp_range" else height
 
 
 class Linear(Schedule):
