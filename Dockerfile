@@ -27,7 +27,9 @@ RUN if [ "$APEX" = 1 ]; then \
            pip install --no-cache-dir --no-build-isolation "apex @ git+https://github.com/NVIDIA/apex"; \
     fi
 
-RUN useradd --create-home --uid 1234 df
+# Any --user can read PyTorch's cache, which is outside the home folder, and enter the home folder.
+ENV TORCH_HOME=/opt/torch
+RUN useradd --create-home --uid 1234 df && chmod 755 /home/df && install --directory --owner df /opt/torch
 COPY --chown=df:df . /home/df/project
 USER 1234
 WORKDIR /home/df/project

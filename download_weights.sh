@@ -21,7 +21,9 @@ case ${1:-} in
     --imagenet) imagenet=1 override=IMAGENET_URL && shift ;;
     -*) usage >&2 && exit 2 ;;
 esac
-case ${1:-} in -*) usage >&2 && exit 2 ;; esac
+for argument in "$@"; do
+    case $argument in -*) usage >&2 && exit 2 ;; esac
+done
 [ -n "$imagenet" ] || [ $# -le 1 ] || { usage >&2 && exit 2; }
 root=$(cd "$(dirname "$0")" && pwd)
 if [ -z "$imagenet" ]; then
@@ -44,7 +46,7 @@ if [ -n "$imagenet" ]; then
     published=$(python_module training.tools.imagenet "$@")
     while read -r url; do
         urls+=("${IMAGENET_URL:-${url%/*}}/${url##*/}")
-    done <<< "$published"
+    done < <(sort -u <<< "$published") # variants of an encoder share a file
     folder=$(python_module training.tools.imagenet --folder)
     mkdir -p "$folder"
     check() { python_module training.tools.imagenet --check "$@"; }

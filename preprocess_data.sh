@@ -13,6 +13,7 @@ usage: $0 DATA_ROOT [options]
   --crops-dir DIR      folder of the crops within DATA_ROOT
   --max-pixels N       largest frame, width x height
   --timeout SECONDS    fail a clip when decoding makes no progress for this long
+  --all-originals      list also the originals that no fake names, which DFDC's folds.csv leaves out
   --preview N          write contact sheets of N crops, landmarks and masks to DATA_ROOT/previews/
   --retry-failed       re-run the clips that failed in an earlier run
   --overwrite          start over instead of resuming an earlier run
@@ -29,12 +30,21 @@ root=$(cd "$(dirname "$0")" && pwd)
 . "$root/environment.sh"
 use_python "$root/requirements.txt"
 
+options=() all_originals=() # options of all stages; those of the last one
+for option in "$@"; do
+    case $option in
+        --all-originals) all_originals=("$option") ;;
+        *) options+=("$option") ;;
+    esac
+done
 status=0
 quiet=()
 for stage in detect_original_faces extract_crops generate_landmarks generate_diffs generate_folds; do
     echo "== $stage"
     code=0
-    "$PYTHON" "$root/preprocessing/$stage.py" --root-dir "$data" "$@" ${quiet[@]+"${quiet[@]}"} || code=$?
+    [ "$stage" != generate_folds ] || options+=(${all_originals[@]+"${all_originals[@]}"})
+    "$PYTHON" "$root/preprocessing/$stage.py" --root-dir "$data" \
+        ${options[@]+"${options[@]}"} ${quiet[@]+"${quiet[@]}"} || code=$?
     case $code in
         0) ;;
         3) status=3 ;;

@@ -244,6 +244,9 @@ def test_new_and_repaired_clips_are_processed(root: Path, done: subprocess.Compl
     assert {name: hash for name, hash in file_hashes(copy).items() if "three" in name} == {
         name: hash for name, hash in before.items() if "three" in name
     }
+    again = preprocess(copy, *SCALE, "--workers", "1", "--all-originals")
+    assert again.returncode == 0, again.stderr
+    assert {row["video"] for row in rows(copy / "folds.csv")} > {"aa", "bb", "late", "text", "three"}
 
 
 def test_errors_that_end_a_stage(tmp_path: Path):

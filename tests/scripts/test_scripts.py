@@ -48,6 +48,7 @@ def test_help_prints_usage(name: str, option: str):
         ("demo.sh", ("--bogus",)),
         ("download_weights.sh", ("a", "b")),
         ("download_weights.sh", ("--bogus",)),
+        ("download_weights.sh", ("--imagenet", "tf_efficientnet_b4_ns", "--check")),
         ("predict_submission.sh", ()),
         ("predict_submission.sh", ("videos",)),
         ("predict_submission.sh", ("--bogus", "s.csv")),

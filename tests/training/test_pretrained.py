@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from tests.support import face_crops, golden, programs
 from training.pipelines import build
+from training.tools import imagenet
 from training.tools.checkpoint import CheckpointError, load_encoder
 from training.tools.config import read_config
 from training.zoo import build_network
@@ -86,6 +87,7 @@ def test_failed_download_is_an_error(server: str, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "SetupError: pretrained: " in done.stderr
     assert "--set pretrained=FILE" in done.stderr
+    assert f"./download_weights.sh --imagenet {ENCODER}" in done.stderr
 
 
 # What a Python process runs at its start: the registry of timm then names a file with the hash of the test's content.
@@ -183,6 +185,31 @@ def test_refuses_imagenet_weights_of_another_hash(cache: Cache) -> None:
     assert done.returncode == 1
     assert f"{part}: its SHA-256 starts with" in done.stderr
     assert not list(part.parent.iterdir())
+
+
+@pytest.mark.slow
+def test_variants_of_an_encoder_share_a_download(server: str, tmp_path: Path) -> None:
+    """The server does not have the file, so every request for it is reported."""
+    names = ["tf_efficientnet_b4_ns", "tf_efficientnet_b4_ns_03d"]
+    environment = {
+        "PYTHON": sys.executable,
+        "TORCH_HOME": str(tmp_path),
+        "IMAGENET_URL": server,
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [face_crops.ROOT / "download_weights.sh", "--imagenet", *names]
+    done = programs.run(command, env={**os.environ, **environment})
+    assert done.returncode == 1
+    assert done.stderr.count(": no such file. Set IMAGENET_URL") == 1
+
+
+def test_missing_imagenet_weights_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "tf_efficientnet_b4_ns.pth"
+    with pytest.raises(CheckpointError, match=rf"{path}: .*name"):
+        imagenet.check_weights(path)
+    path = tmp_path / imagenet.cached_weights("tf_efficientnet_b4_ns").name
+    with pytest.raises(CheckpointError, match=rf"{path}: cannot be read .*Download"):
+        imagenet.check_weights(path)
 
 
 def test_unknown_encoder_is_an_error() -> None:

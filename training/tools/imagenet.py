@@ -43,12 +43,16 @@ def check_weights(path: Path) -> str:
     name = path.name.removesuffix(".part")
     encoder = next((encoder for encoder in ENCODERS if _file_name(encoder) == name), None)
     if encoder is None:
-        raise CheckpointError(path, "is not the name of an encoder's ImageNet weights")
+        raise CheckpointError(path, "is not the name of an encoder's ImageNet weights. Check the name")
     expected = PurePosixPath(name).stem.rpartition("-")[2]
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read ({error.strerror}). Download it again") from None
     if not found.startswith(expected):
-        raise CheckpointError(path, f"its SHA-256 starts with {found[: len(expected)]}, not with {expected}")
+        reason = f"its SHA-256 starts with {found[: len(expected)]}, not with {expected}. Download it again"
+        raise CheckpointError(path, reason)
     load_encoder(build_encoder(encoder), path)
     return encoder
 
@@ -83,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
     for path in args.check:
         try:
             print(f"{path}: {check_weights(path)}")
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             print(error, file=sys.stderr)
             status = cli.CANNOT_CONTINUE
     return status
