@@ -3,7 +3,7 @@
     python -m tests.reproduce_training [--epochs 8] [--drop-path 0]
 
 Both runs have the same samples and the same batches. Prints their learning rates and losses side by side: the curves
-differ by the random numbers of stochastic depth, which each process draws for its own samples, and agree without it.
+differ by the random numbers of stochastic depth, which each process generates for its own images, and agree without it.
 The recipe is configs/b7.json with the embedded model's encoder, a small input and short epochs.
 """
 

@@ -1,10 +1,10 @@
-"""Compare augmentation and dropout with an independent implementation of their description, over many draws.
+"""Compare augmentation and dropout with an independent implementation of their description, over many samples.
 
-    python -m tests.support.compare_augmentations [--draws 1000]
+    python -m tests.support.compare_augmentations [--samples 1000]
 
 Both run on the same image with different random numbers. Shares of samples are compared with their probabilities,
 measured quantities with those of the other implementation (two-sample Kolmogorov-Smirnov statistic). The bounds follow
-from the number of draws: 4 standard deviations of a share, and the 0.01% critical value of the statistic.
+from the number of samples: 4 standard deviations of a share, and the 0.01% critical value of the statistic.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def distribution(name: str, here: list[float], reference: list[float]) -> Row:
     return Row(name, float(np.mean(here)), float(np.mean(reference)), statistic, bound)
 
 
-def augmented(draws: int, image: np.ndarray, **on: float) -> list[np.ndarray]:
+def augmented(samples: int, image: np.ndarray, **on: float) -> list[np.ndarray]:
     """Augment an image with the published strengths; only what is `on` has its probability."""
     augment = Augmentation(SIDE, AugmentationConfig(**{**OFF, **on}))
-    return [augment(image, None, np.random.SeedSequence((7, number)))[0] for number in range(draws)]
+    return [augment(image, None, np.random.SeedSequence((7, number)))[0] for number in range(samples)]
 
 
 def difference(image: np.ndarray, original: np.ndarray = PORTRAIT) -> float:
@@ -84,31 +84,31 @@ def difference(image: np.ndarray, original: np.ndarray = PORTRAIT) -> float:
     return float(np.sqrt(np.mean((image.astype(float) - original) ** 2)))
 
 
-def compare_jpeg(draws: int, rng: Rng) -> Iterator[Row]:
-    found = [difference(image) for image in augmented(draws, PORTRAIT, jpeg_p=PUBLISHED.jpeg_p)]
+def compare_jpeg(samples: int, rng: Rng) -> Iterator[Row]:
+    found = [difference(image) for image in augmented(samples, PORTRAIT, jpeg_p=PUBLISHED.jpeg_p)]
     yield share("JPEG: compressed", [value > 0 for value in found], 0.5)
     # albumentations gives the encoder RGB as BGR.
     reference = []
-    for quality in rng.integers(60, 101, draws):
+    for quality in rng.integers(60, 101, samples):
         _, content = cv2.imencode(".jpg", PORTRAIT, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
         reference.append(difference(np.asarray(Image.open(io.BytesIO(content.tobytes())))[..., ::-1]))
     yield distribution("JPEG: error in gray levels", [value for value in found if value], reference)
 
 
-def compare_noise(draws: int, rng: Rng) -> Iterator[Row]:
+def compare_noise(samples: int, rng: Rng) -> Iterator[Row]:
     gray = np.full((SIDE, SIDE, 3), 128, np.uint8)
-    found = [float(image.var()) for image in augmented(draws, gray, noise_p=PUBLISHED.noise_p)]
+    found = [float(image.var()) for image in augmented(samples, gray, noise_p=PUBLISHED.noise_p)]
     yield share("noise: added", [value > 0 for value in found], 0.1)
-    found = [float(image.var()) for image in augmented(draws, gray, noise_p=1)]
+    found = [float(image.var()) for image in augmented(samples, gray, noise_p=1)]
     reference = [
         float((128 + rng.normal(0, variance**0.5, gray.shape)).astype(np.uint8).var())
-        for variance in rng.uniform(10, 50, draws)
+        for variance in rng.uniform(10, 50, samples)
     ]
     yield distribution("noise: variance", found, reference)
 
 
-def compare_blur(draws: int, _rng: Rng) -> Iterator[Row]:
-    found = augmented(draws, PORTRAIT, blur_p=PUBLISHED.blur_p)
+def compare_blur(samples: int, _rng: Rng) -> Iterator[Row]:
+    found = augmented(samples, PORTRAIT, blur_p=PUBLISHED.blur_p)
     yield share("blur: blurred", [difference(image) > 0 for image in found], 0.05)
     kernel = np.outer((1, 2, 1), (1, 2, 1)) / 16
     expected = np.dstack([ndimage.convolve(PORTRAIT[..., c].astype(float), kernel, mode="mirror") for c in range(3)])
@@ -117,33 +117,33 @@ def compare_blur(draws: int, _rng: Rng) -> Iterator[Row]:
     yield Row("blur: largest error in gray levels", error, 0, error, 1)
 
 
-def compare_flip_and_gray(draws: int, _rng: Rng) -> Iterator[Row]:
-    found = augmented(draws, PORTRAIT, flip_p=PUBLISHED.flip_p)
+def compare_flip_and_gray(samples: int, _rng: Rng) -> Iterator[Row]:
+    found = augmented(samples, PORTRAIT, flip_p=PUBLISHED.flip_p)
     yield share("flip: mirrored", [np.array_equal(image, PORTRAIT[:, ::-1]) for image in found], 0.5)
-    found = augmented(draws, PORTRAIT, gray_p=PUBLISHED.gray_p)
+    found = augmented(samples, PORTRAIT, gray_p=PUBLISHED.gray_p)
     yield share("gray: gray", [not np.ptp(image, axis=2).any() for image in found], 0.2)
     gray = next(image for image in found if not np.ptp(image, axis=2).any())
     error = float(np.abs(gray[..., 0] - PORTRAIT @ (0.299, 0.587, 0.114)).max())
     yield Row("gray: largest error in gray levels", error, 0, error, 1)
 
 
-def compare_resize(draws: int, _rng: Rng) -> Iterator[Row]:
+def compare_resize(samples: int, _rng: Rng) -> Iterator[Row]:
     small = cv2.resize(PORTRAIT, (60, 71))
     inner = (int(60 * (SIDE / 71)), SIDE)
     left = (SIDE - inner[0]) // 2
     kinds = {"cubic": cv2.INTER_CUBIC, "linear": cv2.INTER_LINEAR}
     expected = {name: cv2.resize(small, inner, interpolation=kind) for name, kind in kinds.items()}
-    found = [image[:, left : left + inner[0]] for image in augmented(draws, small)]
+    found = [image[:, left : left + inner[0]] for image in augmented(samples, small)]
     for name, probability in (("cubic", 1 / 3), ("linear", 2 / 3)):
         equal = [np.array_equal(image, expected[name]) for image in found]
         yield share(f"resize: enlarged by {name} interpolation", equal, probability)
 
 
-def compare_color(draws: int, rng: Rng) -> Iterator[Row]:
-    found = augmented(draws, PORTRAIT, color_p=PUBLISHED.color_p)
+def compare_color(samples: int, rng: Rng) -> Iterator[Row]:
+    found = augmented(samples, PORTRAIT, color_p=PUBLISHED.color_p)
     yield share("color: changed", [difference(image) > 0 for image in found], 0.7)
-    found = augmented(draws, PORTRAIT, color_p=1)
-    reference = [_change_color(PORTRAIT, rng) for _ in range(draws)]
+    found = augmented(samples, PORTRAIT, color_p=1)
+    reference = [_change_color(PORTRAIT, rng) for _ in range(samples)]
     for channel, name in enumerate(("red", "green", "blue")):
         yield distribution(
             f"color: mean {name}", *([im[..., channel].mean() for im in ims] for ims in (found, reference))
@@ -172,17 +172,17 @@ def _change_color(image: np.ndarray, rng: Rng) -> np.ndarray:
     return np.clip(changed, 0, 255).astype(np.uint8)
 
 
-def compare_affine(draws: int, rng: Rng) -> Iterator[Row]:
+def compare_affine(samples: int, rng: Rng) -> Iterator[Row]:
     points = np.array([(48, 30), (30, 60), (66, 60)])
     yield share(
-        "affine: moved", [difference(im) > 0 for im in augmented(draws, PORTRAIT, affine_p=PUBLISHED.affine_p)], 0.5
+        "affine: moved", [difference(im) > 0 for im in augmented(samples, PORTRAIT, affine_p=PUBLISHED.affine_p)], 0.5
     )
-    found = [_pose(image, points) for image in augmented(draws, _dots(points), affine_p=1)]
+    found = [_pose(image, points) for image in augmented(samples, _dots(points), affine_p=1)]
     reference = []
     for scale, angle, *shift in zip(
-        rng.uniform(0.8, 1.2, draws),
-        np.radians(rng.uniform(-10, 10, draws)),
-        *rng.uniform(-0.1, 0.1, (2, draws)),
+        rng.uniform(0.8, 1.2, samples),
+        np.radians(rng.uniform(-10, 10, samples)),
+        *rng.uniform(-0.1, 0.1, (2, samples)),
         strict=True,
     ):
         turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -223,14 +223,14 @@ WITH = {**PART_P, "half of the face": 0.3 * 0.2, "half of the image": 0.3 * 0.8 
 WITHOUT = {"half of the image": 0.8 * 0.1}
 
 
-def compare_dropout(draws: int, rng: Rng) -> Iterator[Row]:
+def compare_dropout(samples: int, rng: Rng) -> Iterator[Row]:
     """By label: reals, fakes with strong and weak masks, with and without landmarks."""
     masks = {"real": None, "fake": 255, "fake with a weak mask": 40}
     areas: dict[str, list[float]] = {}
     for (label, level), landmarks in itertools.product(masks.items(), (True, False)):
         mask = np.full(CROP, level or 0, np.uint8)
         kinds = []
-        for _ in range(draws):
+        for _ in range(samples):
             points = random_landmarks(rng)
             region = dropout.face_dropout(CROP, points if landmarks else None, level is not None, lambda m=mask: m, rng)
             kinds.append(_kind(region, points))
@@ -242,18 +242,18 @@ def compare_dropout(draws: int, rng: Rng) -> Iterator[Row]:
         nothing = 1 - sum((WITH if landmarks else WITHOUT).values())
         yield share(f"{place}: nothing", [found == "nothing" for found in kinds], nothing)
     for kind, found in areas.items():
-        reference = [_area(kind, random_landmarks(rng), rng) for _ in range(draws)]
+        reference = [_area(kind, random_landmarks(rng), rng) for _ in range(samples)]
         yield distribution(f"blacked-out area: {kind}", found, reference)
 
 
-def compare_block_dropout(draws: int, rng: Rng) -> Iterator[Row]:
+def compare_block_dropout(samples: int, rng: Rng) -> Iterator[Row]:
     mask = np.full(CROP, 255, np.uint8)
     for fake, label, probability in ((False, "real", 0.6), (True, "fake", 0.8)):
-        regions = [dropout.block_dropout(CROP, fake, lambda: mask, rng) for _ in range(draws)]
+        regions = [dropout.block_dropout(CROP, fake, lambda: mask, rng) for _ in range(samples)]
         yield share(f"block dropout, {label}: chosen", [region is not None for region in regions], probability)
         found = [float(region.mean()) for region in regions if region is not None]
         reference = []
-        for length in rng.choice(CROP, draws):
+        for length in rng.choice(CROP, samples):
             before = rng.integers(length // 2 - length // 5, length // 2 + length // 5 + 1) / length
             reference.append(rng.choice((before, 1 - before)))
         yield distribution(f"block dropout, {label}: area", found, reference)
@@ -276,7 +276,7 @@ def _kind(region: np.ndarray | None, landmarks: np.ndarray) -> str:
 
 
 def _area(kind: str, landmarks: np.ndarray, rng: Rng) -> float:
-    """The share of the crop that a region of this kind covers, drawn with SciPy and scikit-image."""
+    """The share of the crop that a region of this kind covers, computed with SciPy and scikit-image."""
     left, right, nose, *mouth = landmarks.astype(float)
     unit = np.linalg.norm(right - left)
     lines = {
@@ -321,7 +321,7 @@ COMPARISONS: tuple[Callable[[int, Rng], Iterator[Row]], ...] = (
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--draws", type=cli.positive, default=1000, help="number of draws of each quantity")
+    parser.add_argument("--samples", type=cli.positive, default=1000, help="number of samples of each quantity")
     return parser
 
 
@@ -330,7 +330,7 @@ def main(args: argparse.Namespace) -> int:
     print(f"{'':52}{'here':>9}{'reference':>11}{'difference':>12}{'bound':>8}")
     status = cli.OK
     for compare in COMPARISONS:
-        for row in compare(args.draws, np.random.default_rng(0)):
+        for row in compare(args.samples, np.random.default_rng(0)):
             mark = "" if row.agrees else "  differs"
             print(f"{row.name:52}{row.here:9.3f}{row.reference:11.3f}{row.difference:12.3f}{row.bound:8.3f}{mark}")
             status = status if row.agrees else cli.CLIPS_FAILED
