@@ -1,0 +1,416 @@
+"""Write copies of videos with the people's bounding boxes, numbers and scores drawn over them.
+
+    DIR/<filename>                  the copy of a video; `.mp4` is appended to other suffixes: DIR/clip.mov.mp4
+    DIR/progress/<filename>.json    what is drawn
+    DIR/progress/progress.jsonl     status records
+
+The copies are H.264 in MP4. Their frames have the size of the upright frames (an odd row or column is repeated) and
+their times since the first one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import av
+import cv2
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.stream import Disposition
+from av.video.reformatter import Colorspace
+
+from common import jobs
+from common.errors import ClipError
+from common.files import atomic_file, atomic_write, make_folder, temporary_path
+from common.jobs import Job, Outcome
+from common.text import plural
+from common.watchdog import native_call
+from inference.colors import score_color
+from preprocessing.container import demux, open_container
+from preprocessing.limits import MAX_PIXELS, Limits
+from preprocessing.video import Clip, VideoError, iter_frames
+from preprocessing.x264 import reproducible_options
+
+# Version of the copies. Increase it when they change, to write them again.
+VERSION = 1
+SUFFIX = ".mp4"
+PROGRESS = "progress"
+ANNOTATED = ("ok", "no_face")
+TIME_BASE = Fraction(1, 90000)  # seconds
+CRF = 20
+# Longest file name on common file systems, in bytes.
+MAX_NAME = 255
+# Codecs (FFmpeg's names) that players accept in MP4. FFmpeg itself also writes PCM, which few can play.
+COPIED_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"})
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+DEFAULT_AAC_RATE = 48000
+# Sound that is re-encoded ends where its times are off by more than this, in seconds: some of it is damaged.
+MAX_GAP = 0.5
+# Sound that starts earlier than this before the first frame, in seconds, is cut off; players skip the rest.
+MAX_EARLY = 1.0
+# Frame height or width, whichever is smaller, per pixel of the line width and of the text's height.
+SIDE_PER_LINE, SIDE_PER_TEXT = 270, 36
+MIN_LINE, MIN_TEXT = 3, 9
+FONT, FONT_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 21  # height of a digit at scale 1 in pixels
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+class Sighting(NamedTuple):
+    """A person's face in a sampled frame.
+
+    Attributes:
+        frame: index of the frame.
+        box: xmin, ymin, xmax, ymax in pixels of the frame.
+        score: mean of the models' scores.
+    """
+
+    frame: int
+    box: Sequence[float]
+    score: float
+
+
+class Label(NamedTuple):
+    """What is drawn for a person in a frame."""
+
+    person: int
+    box: np.ndarray
+    score: float
+
+
+# Time in seconds, and the packet.
+Timed = tuple[float, "av.Packet[AudioStream]"]
+# By person: the sightings in each run of sampled frames that show the person.
+People = Mapping[int, Sequence[Sequence[Sighting]]]
+
+
+def annotate_videos(
+    videos: Mapping[str, Path], records: Sequence[dict[str, Any]], folder: Path, limits: Limits, workers: int
+) -> dict[str, Outcome]:
+    """Write an annotated copy of each video that was read, in worker processes, and return the outcomes by filename.
+
+    A copy is written again if the video, what is drawn or this module's VERSION has changed, if it is missing, or if
+    it failed.
+
+    Args:
+        videos: the files by filename.
+        records: records of --details; only those with a status in ANNOTATED are used.
+        folder: output folder, see above.
+        limits: what decoding a video may take.
+        workers: number of worker processes.
+
+    Raises:
+        StageError: the run cannot continue.
+        OutputError: an output cannot be written.
+    """
+    records = [record for record in records if record["status"] in ANNOTATED]
+    outputs = output_paths(folder, [record["filename"] for record in records])
+    todo, outcomes = [], {}
+    for record in records:
+        name = record["filename"]
+        drawn = folder / PROGRESS / f"{name}.json"
+        if any(len(os.fsencode(temporary_path(path).name)) > MAX_NAME for path in (outputs[name], drawn)):
+            outcomes[name] = Outcome(jobs.FAILED, f"{name}: the name is too long for a copy. Rename the video")
+            continue
+        make_folder(drawn.parent)
+        _update(drawn, json.dumps(find_people(record)))
+        output = outputs[name]
+        todo.append(Job(name, (videos[name], drawn), output, (videos[name], output, drawn, limits.pixels)))
+    settings = {"stage": "annotate", "version": VERSION}
+    # The folder of the progress stands for the output folder, because status records are kept beside the latter.
+    progress = folder / PROGRESS
+    return outcomes | jobs.run(annotate, todo, progress, settings, workers, retry_failed=True, timeout=limits.timeout)
+
+
+def output_paths(folder: Path, filenames: Iterable[str]) -> dict[str, Path]:
+    """Return the path of each video's copy by filename. No two are the same."""
+    filenames = set(filenames)
+    paths = {}
+    for filename in filenames:
+        name = filename
+        while not name.endswith(SUFFIX) or (name != filename and name in filenames):
+            name += SUFFIX
+        paths[filename] = folder / name
+    return paths
+
+
+def find_people(record: Mapping[str, Any]) -> dict[int, list[list[Sighting]]]:
+    """Return the sightings of each person in a record, grouped by the runs of sampled frames in `seen`."""
+    people = {}
+    for person in record["people"]:
+        number = person["person"]
+        faces = [face for face in record["faces"] if face["person"] == number]
+        people[number] = [
+            [
+                Sighting(face["frame"], face["box"], float(np.mean(list(face["scores"].values()))))
+                for face in sorted(faces, key=lambda face: face["frame"])
+                if first <= face["time"] <= last
+            ]
+            for first, last in person["seen"]
+        ]
+    return people
+
+
+def find_labels(people: People, times: Sequence[float], frame: int) -> list[Label]:
+    """Return what to draw in a frame, the highest score last: boxes and scores interpolated linearly over time.
+
+    Args:
+        people: result of `find_people`.
+        times: times of all frames in seconds.
+        frame: index of the frame.
+    """
+    labels = []
+    for person, runs in people.items():
+        for run in runs:
+            if run and run[0].frame <= frame <= run[-1].frame and run[-1].frame < len(times):
+                known = [times[sighting.frame] for sighting in run]
+                after = min(max(bisect.bisect_left(known, times[frame]), 1), len(run) - 1)
+                pair = run[after - 1 : after + 1] if len(run) > 1 else run
+                moments = [times[sighting.frame] for sighting in pair]
+                values = np.array([[*sighting.box, sighting.score] for sighting in pair])
+                *box, score = (float(np.interp(times[frame], moments, column)) for column in values.T)
+                labels.append(Label(person, np.array(box), score))
+    return sorted(labels, key=lambda label: label.score)
+
+
+def draw(image: np.ndarray, labels: Iterable[Label]) -> None:
+    """Draw boxes and labels over a frame, RGB uint8 (height, width, 3), in place."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    line = max(MIN_LINE, round(side / SIDE_PER_LINE)) | 1  # only odd widths are centered
+    scale = max(MIN_TEXT, side / SIDE_PER_TEXT) / FONT_HEIGHT
+    stroke = max(1, round(scale * 1.6))
+    for label in labels:
+        # A side beyond the frame stays outside; OpenCV need not see how far.
+        x0, y0, x1, y1 = np.clip(label.box, -4 * line, np.array([width, height] * 2) + 4 * line).round().astype(int)
+        color = score_color(label.score)
+        cv2.rectangle(image, (x0, y0), (x1, y1), BLACK, line + 2)
+        cv2.rectangle(image, (x0, y0), (x1, y1), color, line)
+        text = f"#{label.person} {label.score:.2f}"
+        (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, stroke)
+        margin = max(2, text_height // 4)
+        box_width, box_height = text_width + 2 * margin, text_height + 2 * margin
+        # Above the box, or inside it at the top of the frame.
+        left = max(0, min(x0 - line // 2, width - box_width))
+        top = max(0, min(y0 - line // 2 - box_height, height - box_height))
+        cv2.rectangle(image, (left, top), (left + box_width, top + box_height), color, cv2.FILLED)
+        ink = BLACK if np.dot(color, (0.299, 0.587, 0.114)) > 115 else WHITE
+        origin = (left + margin, top + margin + text_height)
+        cv2.putText(image, text, origin, FONT, scale, ink, stroke, cv2.LINE_AA)
+
+
+def annotate(path: Path, output: Path, drawn: Path, max_pixels: int = MAX_PIXELS) -> Outcome:
+    """Write the annotated copy of one video (a job).
+
+    Args:
+        path: the video.
+        output: the copy.
+        drawn: file with the result of `find_people`.
+        max_pixels: largest frame.
+    """
+    runs = json.loads(drawn.read_text())
+    people = {int(number): [[Sighting(*face) for face in run] for run in runs[number]] for number in runs}
+    clip = Clip(path, max_pixels)
+    make_folder(output.parent)
+    notes: list[str] = []
+    with atomic_file(output) as temporary:
+        try:
+            frames = _write(clip, people, temporary, notes)
+        except (av.FFmpegError, ValueError) as error:
+            if isinstance(error, OSError):  # of the output; that of an input is a ClipError
+                raise
+            notes = [f"written without sound, which is damaged ({error})"]
+            frames = _write_silent(clip, people, temporary)
+    if clip.total > frames:
+        notes.append(f"{plural(clip.total - frames, 'frame')} cannot be decoded")
+    return Outcome("ok", "; ".join(clip.notes + notes), {"frames": frames})
+
+
+def _update(path: Path, content: str) -> None:
+    """Write a file unless it has this content, so that its modification time tells when the content changed."""
+    try:
+        if path.read_text() == content:
+            return
+    except (OSError, ValueError):
+        pass
+    atomic_write(path, content)
+
+
+def _write_silent(clip: Clip, people: People, path: Path) -> int:
+    """Write the copy without sound. Return the number of frames."""
+    try:
+        return _write(clip, people, path)
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise
+        raise ClipError(clip.path, f"cannot be encoded as H.264 ({error})", jobs.FAILED) from None
+
+
+def _write(clip: Clip, people: People, path: Path, notes: list[str] | None = None) -> int:
+    """Write the copy, with sound if `notes` is a list, to which notes are added. Return the number of frames."""
+    frames, last, pts = 0, -1, -1
+    with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        options = {**reproducible_options(CRF), "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=clip.rate, options=options)
+        stream.codec_context.time_base = TIME_BASE
+        sound = _Sound(clip, container, notes) if notes is not None else None
+        for source in iter_frames(clip, range(clip.total)):
+            if source.index <= last:  # decoded in the second pass over a damaged video; too late
+                continue
+            last = source.index
+            height, width = source.image.shape[:2]
+            image: Any = cv2.copyMakeBorder(source.image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+            draw(image, find_labels(people, clip.times, last))
+            if not frames:
+                stream.width, stream.height, stream.pix_fmt = image.shape[1], image.shape[0], "yuv420p"
+                stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, 1
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                stream.width, stream.height, "yuv420p", dst_colorspace=Colorspace.ITU601, threads=1
+            )
+            time = clip.times[last] - clip.times[0]
+            until = clip.times[last + 1] - clip.times[0] if last + 1 < clip.total else clip.duration
+            pts = max(pts + 1, round(time / TIME_BASE))
+            frame.time_base, frame.pts, frame.duration = TIME_BASE, pts, max(1, round(until / TIME_BASE) - pts)
+            container.mux(stream.encode(frame))
+            if sound:
+                sound.mux(until)
+            frames += 1
+        if not frames:
+            raise VideoError(clip.path, "no frame can be decoded. The file is damaged; download it again")
+        container.mux(stream.encode(None))
+        if sound:
+            sound.close()
+    return frames
+
+
+class _Sound:
+    """The sound of a copy: the original packets, or AAC if MP4 does not take these. It ends with the video.
+
+    Damage leaves it out or ends it early, with a note.
+
+    Args:
+        clip: the video.
+        container: the copy, to which a stream is added if there is sound.
+        notes: what is unusual is added here.
+    """
+
+    def __init__(self, clip: Clip, container: OutputContainer, notes: list[str]):
+        self._container, self._notes = container, notes
+        self._input = open_container(clip.path, clip.max_pixels)
+        # Times of numbered frames start at 0, whenever the file does.
+        self._start = Fraction(clip.times[0]) if clip.index_of else Fraction(self._input.start_time or 0, 10**6)
+        self._end = clip.duration
+        self._packets = self._read()
+        self._next = next(self._packets, None)  # adds the stream, which is possible only before anything is written
+
+    def mux(self, until: float) -> None:
+        """Write the packets before a time in seconds."""
+        while self._next and self._next[0] < until:
+            self._container.mux(self._next[1])
+            self._next = next(self._packets, None)
+
+    def close(self) -> None:
+        """Write the remaining packets."""
+        self.mux(float("inf"))
+        self._input.close()
+
+    def _read(self) -> Iterator[Timed]:
+        """Yield the times in seconds and the packets."""
+        stream = _choose_sound(self._input)
+        if stream is None:
+            return
+        if stream.codec_context is None:
+            self._note("left out; this build of FFmpeg cannot decode its codec")
+            return
+        copied = stream.codec_context.codec.canonical_name in COPIED_SOUND
+        found = False
+        try:
+            for timed in self._copy(stream) if copied else self._encode(stream):
+                found = True
+                yield timed
+        except (av.FFmpegError, ValueError) as error:
+            self._note(f"ends early ({error})")
+        if not found:
+            self._note("left out; nothing of it can be used")
+
+    def _copy(self, stream: AudioStream) -> Iterator[Timed]:
+        """Yield the packets of a stream."""
+        output, last = None, None
+        for packet in demux(self._input, cast(Any, stream), self._note):
+            if packet.pts is None or packet.dts is None:
+                continue
+            offset = round(self._start / packet.time_base)
+            packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+            time = float(packet.pts * packet.time_base)
+            if time >= self._end:
+                return
+            if time < -MAX_EARLY or (last is not None and packet.dts <= last):
+                continue
+            last = packet.dts
+            output = output or self._container.add_stream_from_template(stream)
+            packet.stream = output
+            yield time, packet
+
+    def _encode(self, stream: AudioStream) -> Iterator[Timed]:
+        """Yield a stream as AAC, mono or stereo. Samples are numbered, because the times of some files are rounded."""
+        output, origin, samples = None, Fraction(0), 0
+        for frame in self._decode(stream):
+            rate = frame.sample_rate
+            expected = origin + Fraction(samples, rate)
+            time = expected
+            if frame.pts is not None and frame.time_base is not None:
+                time = frame.pts * frame.time_base - self._start
+            if output is None:
+                if time < 0:
+                    continue
+                aac_rate = rate if rate in AAC_RATES else DEFAULT_AAC_RATE
+                layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
+                output, origin, expected = self._container.add_stream("aac", rate=aac_rate, layout=layout), time, time
+            if abs(time - expected) > MAX_GAP:
+                self._note(f"ends after {float(expected):.1f} s; then some of it is damaged or missing")
+                break
+            if time >= self._end:
+                break
+            frame.time_base, frame.pts = Fraction(1, rate), round(expected * rate)
+            samples += frame.samples
+            yield from _timed(output.encode(frame))
+        if output:
+            yield from _timed(output.encode(None))
+
+    def _decode(self, stream: AudioStream) -> Iterator[av.AudioFrame]:
+        """Yield the frames of a stream that can be decoded."""
+        codec = stream.codec_context
+        codec.thread_count = 1
+        damaged = 0
+        for packet in chain(demux(self._input, cast(Any, stream), self._note), [None]):
+            try:
+                with native_call():
+                    frames = codec.decode(packet)
+            except av.FFmpegError:
+                damaged += 1
+                continue
+            yield from frames
+        if damaged:
+            self._note(f"{plural(damaged, 'packet')} cannot be decoded")
+
+    def _note(self, what: str) -> None:
+        self._notes.append(f"sound: {what}")
+
+
+def _timed(packets: Iterable[av.Packet[AudioStream]]) -> Iterator[Timed]:
+    """Yield packets of an encoder, which all have times."""
+    for packet in packets:
+        yield float((packet.pts or 0) * packet.time_base), packet
+
+
+def _choose_sound(container: InputContainer) -> AudioStream | None:
+    """Return the default audio stream, or else the first one; None without sound."""
+    streams = container.streams.audio
+    return max(streams, key=lambda stream: bool(stream.disposition & Disposition.default), default=None)
