@@ -226,7 +226,7 @@ def annotate(path: Path, output: Path, drawn: Path, max_pixels: int = MAX_PIXELS
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, OSError):  # of the output; that of an input is a ClipError
                 raise
-            notes = [f"written without sound, which is damaged ({error})"]
+            notes = [f"written without sound, which is damaged ({_reason(error)})"]
             frames = _write_silent(clip, people, temporary)
     if clip.total > frames:
         notes.append(f"{plural(clip.total - frames, 'frame')} cannot be decoded")
@@ -250,7 +250,7 @@ def _write_silent(clip: Clip, people: People, path: Path) -> int:
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, OSError):
             raise
-        raise ClipError(clip.path, f"cannot be encoded as H.264 ({error})", jobs.FAILED) from None
+        raise ClipError(clip.path, f"cannot be encoded as H.264 ({_reason(error)})", jobs.FAILED) from None
 
 
 def _write(clip: Clip, people: People, path: Path, notes: list[str] | None = None) -> int:
@@ -336,7 +336,7 @@ class _Sound:
                 found = True
                 yield timed
         except (av.FFmpegError, ValueError) as error:
-            self._note(f"ends early ({error})")
+            self._note(f"ends early ({_reason(error)})")
         if not found:
             self._note("left out; nothing of it can be used")
 
@@ -408,6 +408,11 @@ def _timed(packets: Iterable[av.Packet[AudioStream]]) -> Iterator[Timed]:
     """Yield packets of an encoder, which all have times."""
     for packet in packets:
         yield float((packet.pts or 0) * packet.time_base), packet
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error, without FFmpeg's number and the name of a file."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _choose_sound(container: InputContainer) -> AudioStream | None:

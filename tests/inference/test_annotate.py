@@ -265,6 +265,13 @@ def test_sound_that_cannot_be_written_is_left_out(tmp_path: Path, monkeypatch: p
     assert Clip(tmp_path / "copy.mp4").total == 5
 
 
+def test_frame_that_h264_cannot_hold_costs_one_video(tmp_path: Path) -> None:
+    path = sample_clips.write_clip(tmp_path / "wide.mkv", [np.zeros((2, 16500, 3), np.uint8)] * 2, "ffv1")
+    _, outcome = annotate_one(path, tmp_path / "out")
+    assert outcome.status == "failed"
+    assert "cannot be encoded as H.264" in outcome.message
+
+
 def test_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = sample_clips.face_clip(tmp_path / "clip.mp4", 5, 96, 64)
     drawn = tmp_path / "drawn.json"
