@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,8 +22,9 @@ from preprocessing.crops import cut
 from preprocessing.images import encode_image
 from preprocessing.video import Clip, sample_frames
 from tests.support import face_crops, programs
+from tests.support.details import read_records
 from training.datasets.folds import HALVES, half_of, read_folds, validation_rows
-from training.pipelines.calibration import fit_platt
+from training.pipelines.calibration import fit_bands, fit_platt
 from training.pipelines.checkpointing import _flatten
 from training.pipelines.submissions import EvaluationError
 from training.tools.checkpoint import load_network, read_checkpoint
@@ -53,7 +55,7 @@ def test_card_has_the_metrics() -> None:
 def test_was_trained_with_the_configuration() -> None:
     """The weights are those of the last epoch, trained with the options that train_default.sh adds."""
     config = read_config(CONFIG)
-    assert load_network(DEFAULT)[1] == config.recipe(config.crop_spec())
+    assert replace(load_network(DEFAULT)[1], bands=None) == config.recipe(config.crop_spec())
     found = read_checkpoint(DEFAULT)["trained"]
     # Keys that did not exist then have the values that were fixed then.
     now = _flatten(config.model_dump(mode="json", exclude={"pretrained"}))
@@ -76,7 +78,7 @@ def test_crops_are_tight_and_score_alike_in_training_and_inference(face_video: P
     options = ("--test-dir", face_video, "--output", tmp_path / "out.csv", "--frames", 4, "--precision", "float32")
     done = run("predict_folder.py", *options, "--details", tmp_path / "out.jsonl")
     assert str(CARD) in done.stderr
-    faces = json.loads((tmp_path / "out.jsonl").read_text())["faces"]
+    faces = read_records(tmp_path / "out.jsonl")[face_video.name]["faces"]
     assert len(faces) == 4
     rule, rows, zoom = load_network(DEFAULT)[1].crop, [], 0.9  # the zoom of the clip: 360 of 400 pixels
     for number, (frame, face) in enumerate(zip(sample_frames(Clip(face_video), 4), faces, strict=True)):
@@ -98,6 +100,37 @@ def test_fits_temperature_and_offset() -> None:
     fake = random.random(20_000) < expit(logits)
     assert fit_platt(3 * logits + 1, fake) == pytest.approx((3, 1), abs=0.15)
     assert fit_platt(logits / 2 - 1, fake) == pytest.approx((0.5, -1), abs=0.03)
+
+
+def test_fits_verdict_bands() -> None:
+    """The widest ones with at most 5 % of each class on the wrong side, around 0.5."""
+    random = np.random.default_rng(0)
+    fake = random.random(2000) < 0.5
+    scores = expit(random.normal(2, 1.5, 2000) * np.where(fake, 1, -1))
+    bands = fit_bands(scores, fake)
+    assert (bands.error, bands.faces) == (0.05, 2000)
+    assert bands.real < 0.5 < bands.fake
+    for wrong, limit in ((scores[~fake] >= bands.fake, bands.fake), (scores[fake] <= bands.real, bands.real)):
+        assert 0.045 < wrong.mean() <= 0.05
+        assert abs(scores - limit).min() < 0.01
+    separable = fit_bands(np.where(fake, 0.9, 0.1), fake)
+    assert (separable.real, separable.fake) == (0.5, 0.5)
+
+
+@pytest.mark.slow
+def test_bands_only_changes_no_score(tmp_path: Path) -> None:
+    face = encode_image(cut(astronaut(), (LEFT, TOP, LEFT + SIDE, TOP + SIDE)))
+    number = next(str(n) for n in range(40) if half_of(str(n)) == "calibration")
+    for video in (number, f"{number}_fake"):
+        face_crops.write(tmp_path / f"crops/{video}/0_0.png", face)
+    rows = [(number, "0_0.png", 0, number, 0, 0), (f"{number}_fake", "0_0.png", 1, number, 0, 0)]
+    face_crops.write_folds(tmp_path, rows)
+    options = ("--checkpoint", DEFAULT, "--output", tmp_path / "out.pt", "--data-dir", tmp_path, "--device", "cpu")
+    run("training/pipelines/calibrate.py", *options, "--workers", 0, "--bands-only")
+    before, after = read_checkpoint(DEFAULT), read_checkpoint(tmp_path / "out.pt")
+    assert all(torch.equal(value, after["state_dict"][key]) for key, value in before["state_dict"].items())
+    assert (after["calibration"], after["trained"]) == (before["calibration"], before["trained"])
+    assert after["recipe"]["bands"]["faces"] == 2
 
 
 def test_scores_that_cannot_be_calibrated(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +182,8 @@ def test_calibration_is_in_the_last_layer(retrained: Path) -> None:
         before, after = (load_network(path)[0](images) for path in (trained, packed))
     torch.testing.assert_close(after, (before - found["offset"]) / found["temperature"], rtol=0.01, atol=0.01)
     assert all(value.dtype == torch.float16 for value in read_checkpoint(packed)["state_dict"].values() if value.ndim)
-    assert load_network(packed)[1] == load_network(trained)[1]
+    assert replace(load_network(packed)[1], bands=None) == load_network(trained)[1]
+    assert load_network(packed)[1].bands is not None
 
 
 @pytest.mark.slow

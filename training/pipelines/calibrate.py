@@ -6,6 +6,9 @@ Fits a temperature and an offset to one half of the fold's originals and their f
 measured on the other half (see --half of evaluate.py). Use RUN_last.pt, because RUN_best.pt was selected on both
 halves. Temperature and offset are folded into the last layer, so that the new checkpoint is used like any other. It
 has float16 weights and none of the state that resumes training.
+
+The new checkpoint also stores verdict bands: the scores up to which a face is likely real and from which it is likely
+fake, with at most 5 % of each class on the wrong side. --bands-only adds them to a checkpoint without changing scores.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument("--bands-only", action="store_true", help="add verdict bands and leave the scores as they are")
     add_data_arguments(parser)
     parser.set_defaults(half=HALVES[0])
     return parser
@@ -42,11 +46,11 @@ def main(args: argparse.Namespace) -> int:
     from training.pipelines.calibration import calibrate  # loads PyTorch and scikit-learn, which takes seconds
 
     result = calibrate(args)
-    size = args.output.stat().st_size / 1e6
-    print(
-        f"temperature {result['temperature']:.4f}, offset {result['offset']:.4f}, from {result['crops']} crops; "
-        f"{args.output}: {size:.1f} MB"
-    )
+    bands = result["bands"]
+    if not args.bands_only:
+        print(f"temperature {result['temperature']:.4f}, offset {result['offset']:.4f}, from {result['crops']} crops")
+    print(f"likely real up to {bands.real:.4f}, likely fake from {bands.fake:.4f}, from {bands.faces} faces")
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
     return cli.OK
 
 

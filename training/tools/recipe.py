@@ -32,6 +32,26 @@ CROPS: dict[str, dict[str, Range]] = {
 
 
 @dataclass(frozen=True)
+class Bands:
+    """Scores up to which a face counts as likely real and from which it counts as likely fake.
+
+    They come from the faces of a calibration set: at most the share `error` of its real faces are likely fake, and at
+    most that share of its fakes are likely real.
+
+    Attributes:
+        real: scores up to this one are likely real.
+        fake: scores from this one on are likely fake; not below `real`.
+        error: the share, 0 to 1.
+        faces: number of faces of the calibration set.
+    """
+
+    real: float
+    fake: float
+    error: float
+    faces: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The network of a checkpoint and its input. The defaults are those of the released checkpoints.
 
@@ -42,6 +62,7 @@ class Recipe:
         mean: mean of the RGB channels in 0 to 1, for normalization.
         std: standard deviation of the RGB channels in 0 to 1, for normalization.
         crop: the part of the frame around a face.
+        bands: verdicts by score; None if the checkpoint is not calibrated.
     """
 
     network: str = "DeepFakeClassifier"
@@ -50,6 +71,7 @@ class Recipe:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop: MarginCrop | SquareCrop = field(default_factory=MarginCrop)
+    bands: Bands | None = None
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Normalize uint8 (n, size, size, 3) to float32 (n, 3, size, size) in channels-last memory format."""
@@ -63,7 +85,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Any) -> Recipe:
         """Make a recipe from the result of `to_dict`. Raises ValueError, which names the key, if it is not one."""
-        values = _require_keys("recipe", values, [field.name for field in fields(cls)])
+        values = _require_keys("recipe", values, [field.name for field in fields(cls) if field.name != "bands"])
         recipe = cls(
             network=_one_of("network", values["network"], NETWORKS),
             encoder=_one_of("encoder", values["encoder"], ENCODERS),
@@ -71,6 +93,7 @@ class Recipe:
             mean=_channels("mean", values["mean"], MEANS),
             std=_channels("std", values["std"], STDS),
             crop=_crop(values["crop"]),
+            bands=_bands(values.get("bands")),
         )
         check_size(recipe.network, recipe.size)
         return recipe
@@ -90,6 +113,16 @@ def _crop(values: Any) -> MarginCrop | SquareCrop:
     if unknown:
         raise ValueError(f"crop: unknown key {reprlib.repr(unknown[0])}")
     return CROP_TYPES[kind](**{key: _number(f"crop.{key}", values[key], bounds) for key, bounds in ranges.items()})
+
+
+def _bands(values: Any) -> Bands | None:
+    if values is None:  # also in checkpoints of earlier versions
+        return None
+    values = _require_keys("bands", values, [field.name for field in fields(Bands)])
+    real, fake, error = (_number(f"bands.{key}", values[key], (0, 1)) for key in ("real", "fake", "error"))
+    if real > fake:
+        raise ValueError(f"bands: real {real:g} is above fake {fake:g}")
+    return Bands(real, fake, error, _integer("bands.faces", values["faces"], (1, 2**31 - 1)))
 
 
 def _channels(key: str, values: Any, bounds: Range) -> tuple[float, float, float]:
