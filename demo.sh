@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make three sample clips, score them with the embedded model and print the submission.
+# Make three sample clips, score them with the embedded model, print the submission and write a report.
 set -euo pipefail
 
 usage() {
@@ -21,7 +21,10 @@ cd "$root"
 . ./environment.sh
 use_python "$PWD/requirements.txt"
 "$PYTHON" -m preprocessing.sample_clips "$folder/videos"
-"$PYTHON" predict_folder.py --test-dir "$folder/videos" --output "$folder/submission.csv"
+"$PYTHON" predict_folder.py --test-dir "$folder/videos" --output "$folder/submission.csv" \
+    --report "$folder/report.html"
 echo
 echo "$folder/submission.csv (label: probability that the faces are fake; 0.5 if there is no face)"
 column -s, -t "$folder/submission.csv" 2>/dev/null || cat "$folder/submission.csv"
+echo
+echo "$folder/report.html (open it in a browser)"

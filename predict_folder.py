@@ -18,7 +18,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 
 import argparse
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 from common import cli
 from common.allocator import keep_freed_memory
@@ -28,11 +30,12 @@ from common.journal import Journal
 from common.watchdog import TIMEOUT
 from inference import submission
 from inference.aggregation import FRAMES, STRATEGIES
+from inference.details import describe_run, write_details
+from inference.loading import DEFAULT_MODEL, load_predictor
 from preprocessing.detector_scale import parse_scale
 from preprocessing.limits import MAX_MEMORY, MAX_PIXELS, Limits
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_MODEL = ROOT / "weights" / "default_lite0.pt"
 MODEL_CARD = ROOT / "weights" / "MODEL_CARD.md"
 
 log = logging.getLogger("predict_folder")
@@ -50,8 +53,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--details",
         type=Path,
         metavar="JSONL",
-        help="JSON Lines file to write: status, faces and face scores of each video",
+        help="JSON Lines file to write: the run, and status, people, faces and face scores of each video",
     )
+    add("--report", type=Path, metavar="HTML", help="page to write: scores over time, faces and how they were scored")
+    add("--explain", action="store_true", help="add heat maps to the --report: where networks see signs of a fake")
+    add("--annotate", type=Path, metavar="DIR", help="write each video with boxes and scores drawn over it to DIR")
     add(
         "--models",
         nargs="+",
@@ -63,6 +69,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("method").add_argument
     add("--frames", type=cli.positive, default=FRAMES, help="number of frames, evenly spaced over each video")
     add("--strategy", choices=STRATEGIES, default="confident", help="how face scores are aggregated into a video score")
+    add(
+        "--aggregate",
+        choices=("video", "person"),
+        default="video",
+        help="whose score a video gets: video: that of all faces together; person: the most suspicious person's",
+    )
     add(
         "--detector-scale",
         type=parse_scale,
@@ -95,34 +107,59 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _write_report(
+    args: argparse.Namespace, header: dict[str, Any], records: list[dict[str, Any]], videos: dict[str, Path]
+) -> None:
+    """Write the page of --report."""
+    from inference.report import write_report
+
+    explainer = None
+    if args.explain:
+        from inference.explain import Explainer
+
+        explainer = Explainer([model["file"] for model in header["models"]], header["device"])
+    write_report(args.report, header, records, videos, explainer)
+
+
+def _annotate(args: argparse.Namespace, records: list[dict[str, Any]], videos: dict[str, Path], limits: Limits) -> bool:
+    """Write the videos of --annotate. Return whether all were written."""
+    from inference.annotate import annotate_videos
+
+    outcomes = annotate_videos(videos, records, args.annotate, limits, args.workers or os.cpu_count() or 1)
+    return all(outcome.status == "ok" for outcome in outcomes.values())
+
+
 def main(args: argparse.Namespace) -> int:
     """Score the videos and write the results. Return the exit status."""
+    if args.explain and not args.report:
+        raise submission.UsageError("--explain: adds heat maps to a report. Add --report HTML")
+    if args.annotate and args.annotate.resolve().is_relative_to(args.test_dir.resolve()):
+        raise submission.UsageError(f"--annotate {args.annotate}: is in the folder of the videos. Choose another one")
     keep_freed_memory()
     found = submission.find_videos(args.test_dir)
     progress = submission.journal_path(args.output)
-    submission.check_outputs([args.output, progress, *([args.details] if args.details else [])], found.videos)
+    outputs = [args.output, progress, *filter(None, (args.details, args.report))]
+    submission.check_outputs(outputs, found.videos)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
-
-    # Imported only after the arguments have been checked, because loading PyTorch takes seconds. Meanwhile, the
-    # decoders start.
-    from inference.decoder import Decoder, default_workers
-
     limits = Limits(args.max_pixels, args.decoder_memory, args.timeout)
-    decoders = [Decoder(limits) for _ in range(args.workers or default_workers())]
-
-    from inference.ensemble import Ensemble
-    from inference.predictor import Predictor
-    from preprocessing.faces import FaceDetector
-
+    predictor = load_predictor(
+        checkpoints,
+        args.device,
+        args.precision,
+        strategy=args.strategy,
+        frames=args.frames,
+        detector_scale=None if args.detector_scale == "auto" else args.detector_scale,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        limits=limits,
+    )
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    ensemble = Ensemble(checkpoints, args.device, args.precision)
-    scale = None if args.detector_scale == "auto" else args.detector_scale
-    detector = FaceDetector("inference", ensemble.device, scale)
-    predictor = Predictor(ensemble, detector, args.strategy, args.frames, args.batch_size, decoders)
+    header = describe_run(vars(args), predictor, args.aggregate)
+    ensemble = predictor.ensemble
     settings = {
         "version": submission.RECORD_VERSION,
-        "models": [submission.sha256(path) for path in checkpoints],
+        "models": [model["sha256"] for model in header["models"]],
         "names": ensemble.names,
         "device": ensemble.device.type,
         "precision": ensemble.precision,
@@ -138,12 +175,17 @@ def main(args: argparse.Namespace) -> int:
         journal = Journal(progress, settings, args.overwrite, submission.is_record)
         if journal.changed:
             log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
-        records = submission.score_videos(found.videos, predictor, journal)
+        scored = submission.score_videos(found.videos, predictor, journal)
+        hash_files = bool(args.details or args.report)
+        records = submission.complete_records(scored, header, found.videos, journal, hash_files)
         submission.write_submission(args.output, records)
         if args.details:
-            submission.write_details(args.details, records)
+            write_details(args.details, header, records)
+        if args.report:
+            _write_report(args, header, records, found.videos)
+        annotated = not args.annotate or _annotate(args, records, found.videos, limits)
     print(submission.summarize(records, found.unlisted))
-    failed = any(record["status"] not in submission.READ for record in records)
+    failed = any(record["status"] not in submission.READ for record in records) or not annotated
     return cli.CLIPS_FAILED if failed or found.unlisted else cli.OK
 
 

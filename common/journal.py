@@ -103,7 +103,10 @@ class Journal:
 
     def add(self, clip: str, stamp: Any, record: dict[str, Any]) -> None:
         """Append the record of a finished clip; `stamp` was taken before its inputs were read. Raises OutputError."""
-        append(self.path, _format({"clip": clip, "stamp": stamp, "settings": self.hash, "record": record}))
+        value = {"clip": clip, "stamp": stamp, "settings": self.hash, "record": record}
+        line = _format(value)
+        append(self.path, line)
+        self._last_lines[clip] = _Line(line.rstrip(), value)
 
 
 def stamp_of(path: Path) -> Stamp | None:

@@ -42,10 +42,11 @@ def default_workers() -> int:
 
 
 class VideoInfo(NamedTuple):
-    """Properties of a video: average frame rate and duration in seconds."""
+    """Properties of a video: average frame rate, duration in seconds and FFmpeg's name of the codec."""
 
     fps: float
     duration: float
+    codec: str
 
 
 @dataclass(frozen=True)

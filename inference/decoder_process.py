@@ -6,7 +6,7 @@ Messages are lists in JSON, [kind, content], so that a decoder that a hostile fi
 
     receives  [path, count]
     sends     ["ready", null] once, then for each video
-              ["info", {"fps": ..., "duration": ...}],
+              ["info", {"fps": ..., "duration": ..., "codec": ...}],
               ["frame", {"index": ..., "time": ..., "shape": ...}] and the frame's bytes, for each frame,
               ["start over", null] if the frames so far do not count, and
               ["end", notes] or ["error", {"status": ..., "reason": ...}]
@@ -109,7 +109,7 @@ class Server:
 
     def _send_frames(self, clip: Clip, count: int) -> None:
         """Send `count` frames of a clip."""
-        self._send("info", {"fps": float(clip.rate), "duration": clip.duration})
+        self._send("info", {"fps": float(clip.rate), "duration": clip.duration, "codec": clip.codec})
         for frame in iter_sample(clip, count):
             if frame is None:
                 self._send("start over")

@@ -51,6 +51,7 @@ class Ensemble:
     Attributes:
         device: the device that the networks are on.
         precision: name of the floating-point type.
+        paths: the checkpoints.
         names: one name per network in the order of `paths`: the file name without .pt, numbered if it repeats.
         networks: the networks in evaluation mode.
         recipes: one recipe per network.
@@ -64,6 +65,7 @@ class Ensemble:
     def __init__(self, paths: Sequence[str | Path], device: str = "auto", precision: str = "auto"):
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
+        self.paths = list(map(Path, paths))
         self.names = _number_duplicates([Path(path).name.removesuffix(".pt") for path in paths])
         self.networks: list[nn.Module] = []
         self.recipes: list[Recipe] = []

@@ -29,6 +29,7 @@ from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
 from inference.decoder import LARGE_FRAME, Decoder, SampledFrame, StartOver, VideoInfo, default_workers
 from inference.ensemble import BATCH_SIZE, CropSpec, Ensemble
+from inference.people import describe_people, link_faces
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
 from preprocessing.limits import Limits
@@ -57,12 +58,15 @@ class VideoScore:
         message: why the status is not `ok`.
         notes: what is unusual about the video and how it was handled.
         score: probability that the video is fake, 0 to 1; UNKNOWN unless the status is `ok`.
+        model_scores: the same for each network, by its name.
         frames: number of frames that were analyzed.
-        fps: average frame rate; None, like the next three, if the video could not be decoded.
+        fps: average frame rate; None, like the next four, if the video could not be decoded.
         duration: length in seconds.
         width: width in pixels, after rotation.
         height: height in pixels, after rotation.
+        codec: FFmpeg's name of the codec.
         faces: one dict per face, see docs/formats.md.
+        people: one dict per person, see docs/formats.md.
         seconds: processing time, summed over the stages.
     """
 
@@ -71,12 +75,15 @@ class VideoScore:
     message: str = ""
     notes: list[str] = field(default_factory=list)
     score: float = UNKNOWN
+    model_scores: dict[str, float] = field(default_factory=dict)
     frames: int = 0
     fps: float | None = None
     duration: float | None = None
     width: int | None = None
     height: int | None = None
+    codec: str | None = None
     faces: list[dict[str, Any]] = field(default_factory=list)
+    people: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -86,7 +93,7 @@ class _Video:
 
     Attributes:
         status: `ok`, or the status of the error.
-        frames: number of frames so far.
+        times: times of the frames so far in seconds.
         size: width and height of the frames.
         faces: frame and face of each detection whose crop lies in the frame. The frame's image is dropped.
         scores: one score per network for each face that has been classified, in order.
@@ -98,7 +105,7 @@ class _Video:
     message: str = ""
     notes: list[str] = field(default_factory=list)
     info: VideoInfo | None = None
-    frames: int = 0
+    times: list[float] = field(default_factory=list)
     size: tuple[int, int] | None = None
     faces: list[tuple[int, float, Face]] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
@@ -171,6 +178,7 @@ class Predictor:
     ):
         self.ensemble = ensemble
         self.detector = detector
+        self.strategy = strategy
         self.aggregate = STRATEGIES[strategy]
         self.frames = frames
         self.batch_size = min(batch_size or BATCH_SIZE.get(ensemble.device.type, 1), MAX_BATCH)
@@ -289,7 +297,7 @@ class Predictor:
                 videos.append(video)
             if chunk.starts_over:
                 waiting = deque(crops for crops in waiting if crops.video is not video)
-                video.faces, video.scores, video.frames = [], [], 0
+                video.faces, video.scores, video.times = [], [], []
             for crops in self._crop(chunk):
                 waiting.append(crops)
                 if len(waiting) == self.batch_size:
@@ -306,7 +314,7 @@ class Predictor:
     def _crop(self, chunk: _Chunk) -> Iterator[_Crops]:
         """Add the faces of a chunk to its video and yield their crops, one face at a time: a crowd has thousands."""
         video, specs = chunk.video, self.ensemble.crop_specs
-        video.frames += len(chunk.frames)
+        video.times += [frame.time for frame in chunk.frames]
         for frame, faces in zip(chunk.frames, chunk.faces or [[] for _ in chunk.frames], strict=True):
             video.size = video.size or frame.image.shape[1::-1]
             for face in faces:
@@ -336,20 +344,30 @@ class Predictor:
 
     def _result(self, video: _Video) -> VideoScore:
         result = VideoScore(
-            video.path, video.status, video.message, video.notes, frames=video.frames, seconds=round(video.seconds, 3)
+            video.path,
+            video.status,
+            video.message,
+            video.notes,
+            frames=len(video.times),
+            seconds=round(video.seconds, 3),
         )
         if video.info and video.size:
             result.fps, result.duration = round(video.info.fps, 3), round(video.info.duration, 3)
-            result.width, result.height = video.size
+            (result.width, result.height), result.codec = video.size, video.info.codec
         if video.status != "ok":
             return result
         if not video.faces:
-            result.status, result.message = "no_face", f"no face in {video.frames} frames"
+            result.status, result.message = "no_face", f"no face in {len(video.times)} frames"
             return result
         scores = np.stack(video.scores)
-        result.score = float(np.mean([self.aggregate(column) for column in scores.T]))
+        result.model_scores = dict(zip(self.ensemble.names, map(self.aggregate, scores.T), strict=True))
+        result.score = float(np.mean(list(result.model_scores.values())))
         faces = zip(video.faces, scores, strict=True)
         result.faces = [self._face(*face, row) for face, row in sorted(faces, key=lambda pair: pair[0][0])]
+        persons = link_faces(result.faces)
+        for entry, person in zip(result.faces, persons, strict=True):
+            entry["person"] = person
+        result.people = describe_people(result.faces, persons, sorted(video.times), self.aggregate)
         return result
 
     def _face(self, index: int, seconds: float, face: Face, scores: np.ndarray) -> dict[str, Any]:

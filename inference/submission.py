@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import logging
 import os
 import stat
@@ -21,6 +19,7 @@ from common.errors import UserError
 from common.files import atomic_write, make_folder, temporary_path
 from common.journal import Journal, stamp_of
 from common.text import abbreviate, plural
+from inference.details import PEOPLE_DISAGREE, complete
 from preprocessing.layout import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 READ = ("ok", "no_face")
 STATUSES = (*READ, "unreadable", "too_large")
 # Increase this when scores or records change, so that old records are not mixed with new ones.
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +198,10 @@ def to_record(name: str, result: VideoScore) -> dict[str, Any]:
         "message": result.message,
         "notes": result.notes,
         "score": result.score,
+        "video_score": result.score,
+        "model_scores": result.model_scores,
+        "people": result.people,
+        "codec": result.codec,
         "frames": result.frames,
         "fps": result.fps,
         "duration": result.duration,
@@ -211,24 +214,51 @@ def to_record(name: str, result: VideoScore) -> dict[str, Any]:
     }
 
 
+def complete_records(
+    records: Sequence[dict[str, Any]],
+    header: Mapping[str, Any],
+    videos: Mapping[str, Path],
+    journal: Journal,
+    hash_files: bool,
+) -> list[dict[str, Any]]:
+    """Return the records as they are in --details, see `inference.details.complete`.
+
+    Args:
+        records: result of `score_videos`.
+        header: header of --details.
+        videos: path by name.
+        journal: the status records of the run.
+        hash_files: whether to add the size and the SHA-256 of each file.
+    """
+    completed = []
+    for record in records:
+        name = record["filename"]
+        changed = record["status"] in READ and journal.get(name, stamp_of(videos[name])) is None
+        completed.append(complete(record, header, videos[name] if hash_files else None, changed))
+    return completed
+
+
 def write_submission(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write the CSV with the columns filename and label. Raises OutputError."""
     rows = [("filename", "label"), *((record["filename"], record["score"]) for record in records)]
     atomic_write(path, "".join(map(_csv_line, rows)))
 
 
-def write_details(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write one JSON line per video. Raises OutputError."""
-    atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
 def summarize(records: Sequence[dict[str, Any]], unlisted: Mapping[str, str]) -> str:
-    """Return a line with the number of videos per status, the names of those that failed and the unlisted folders."""
+    """Format the number of videos per status, with the names of those that failed and the unlisted folders.
+
+    A second line names the videos whose people disagree.
+    """
     counts = Counter(record["status"] for record in records)
     parts = [f"{counts[status]} {status.replace('_', ' ')}" for status in STATUSES if counts[status]]
     parts += [f"{plural(len(unlisted), 'folder')} not listed"] if unlisted else []
     failed = [record["filename"] for record in records if record["status"] not in READ] + list(unlisted)
-    return ", ".join(parts) + (f": {abbreviate(failed)}" if failed else "")
+    divided = [record["filename"] for record in records if PEOPLE_DISAGREE in record["low_evidence"]]
+    return (
+        ", ".join(parts)
+        + (f": {abbreviate(failed)}" if failed else "")
+        + (f"\npeople disagree in {plural(len(divided), 'video')}: {abbreviate(divided)}" if divided else "")
+    )
 
 
 def log_start(found: Found, models: Sequence[str], where: str) -> None:
@@ -238,12 +268,6 @@ def log_start(found: Found, models: Sequence[str], where: str) -> None:
     if found.others:
         log.info("skipped, not videos: %s", abbreviate(found.others))
     log.info("%s, %s on %s", plural(len(found.videos), "video"), abbreviate(models), where)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _csv_line(row: tuple) -> str:

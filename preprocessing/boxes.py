@@ -81,24 +81,26 @@ def face_numbers(boxes: Boxes) -> dict[int, list[int]]:
     return numbers
 
 
-def overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Return the intersection over union of two boxes (xmin, ymin, xmax, ymax); 0 if both are empty."""
-    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    shared = float(np.prod(np.maximum(sides, 0)))
-    union = float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
-    return shared / union if union > 0 else 0.0
+def overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of boxes (..., 4): xmin, ymin, xmax, ymax; 0 if both are empty."""
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
+    shared = np.prod(np.maximum(sides, 0), axis=-1)
+    areas = [np.prod(group[..., 2:] - group[..., :2], axis=-1) for group in (boxes, others)]
+    union = areas[0] + areas[1] - shared
+    return np.where(union > 0, shared / np.where(union > 0, union, 1), 0)
+
+
+def distance(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the distance of the centers of boxes (..., 4) in units of the longer side of the larger box."""
+    sides = [np.max(group[..., 2:] - group[..., :2], axis=-1) for group in (boxes, others)]
+    apart = (boxes[..., :2] + boxes[..., 2:] - others[..., :2] - others[..., 2:]) / 2
+    return np.linalg.norm(apart, axis=-1) / np.maximum(np.maximum(*sides), 1)
 
 
 def _assign(boxes: list[np.ndarray], faces: list[np.ndarray]) -> list[tuple[int, int]]:
     """Return the (box index, face index) pairs that belong together."""
     from scipy.optimize import linear_sum_assignment  # slow to import, and few stages need it
 
-    distances = np.array([[_distance(box, face) for face in faces] for box in boxes]).reshape(len(boxes), len(faces))
+    distances = distance(np.reshape(boxes, (-1, 1, 4)), np.reshape(faces, (1, -1, 4)))
     pairs = zip(*linear_sum_assignment(np.minimum(distances, 1)), strict=True)
     return [pair for pair in pairs if distances[pair] < 1]
-
-
-def _distance(box: np.ndarray, face: np.ndarray) -> float:
-    """Return the distance of two boxes' centers in units of the longer side of the larger one."""
-    side = max(*(box[2:] - box[:2]), *(face[2:] - face[:2]), 1.0)
-    return float(np.linalg.norm((box[:2] + box[2:]) / 2 - (face[:2] + face[2:]) / 2) / side)

@@ -97,6 +97,7 @@ class Clip:
         total: number of frames that are shown.
         times: times of these frames in seconds, by index; strictly increasing.
         rate: average number of frames per second, MIN_RATE to MAX_RATE.
+        codec: FFmpeg's name of the codec.
         lost: number of frames that the header counts but the file does not have.
         notes: what is unusual about the file; decoding may add to it.
     """
@@ -167,6 +168,7 @@ class Clip:
             self.packets = [
                 Packet(p.pts, p.is_keyframe, not p.is_discard) for p in demux(container, stream, self.add_note)
             ]
+            self.codec = stream.codec_context.codec.canonical_name
             self._has_times = "avi" not in container.format.name
             self._stores_size = "mpeg" not in container.format.name
             self._time_base = stream.time_base or Fraction(1)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from common import __version__
-from inference.submission import STATUSES, to_record
+from inference.submission import STATUSES
 from training.tools import config
 from training.tools.schedulers import SCHEDULES
 
@@ -94,9 +94,11 @@ def test_documented_files_exist() -> None:
 
 def test_keys_of_details_are_documented(examples: dict[str, Any]) -> None:
     documented = keys_in("docs/formats.md", "### --details")
-    result = examples["result"]
-    assert to_record("clip.mp4", result).keys() - documented == set()
-    assert result.faces[0].keys() - documented == set()
+    header, [record], _ = examples["results"]
+    for part in (header, header["models"][0], header["bands"], header["method"], record):
+        assert part.keys() - documented == set()
+    for part in (record["faces"][0], record["people"][0]):
+        assert part.keys() - documented == set()
     assert set(STATUSES) - documented == set()
 
 
@@ -108,7 +110,10 @@ def test_keys_of_configurations_are_documented() -> None:
 
 
 def test_python_examples_run(examples: dict[str, Any]) -> None:
-    name, status, score = examples["printed"].splitlines()[0].split()
+    first, second, *_ = examples["printed"].splitlines()
+    assert examples["results"].records[0]["status"] == "ok"
+    assert 0 < float(first.split()[0]) < 1
+    name, status, score = second.split()
     assert (name, status) == ("clip.mp4", "ok")
     assert 0 < float(score) < 1
     assert examples["scores"].shape == (1, 1)

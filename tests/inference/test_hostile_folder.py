@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 from common.files import lock
 from tests.support import programs
+from tests.support.details import read_records
 
 ROOT = Path(__file__).parents[2]
 CONTROL = "\x1b]0;title\x07\n\u202e\x9b.mp4"
@@ -63,7 +63,7 @@ def test_scores_the_good_video_and_reports_all_others(folder: Path, tmp_path: Pa
     assert rows.pop("filename") == "label"
     assert rows.pop("good.mp4") not in ("0.5", None)
     assert rows == dict.fromkeys((CONTROL, "loop.mp4", "pipe.mp4", "to_pipe.mp4", "zero.mp4"), "0.5")
-    details = {record["filename"]: record for record in map(json.loads, (tmp_path / "d.jsonl").open())}
+    details = read_records(tmp_path / "d.jsonl")
     assert details.keys() == {*rows, "good.mp4"}
     assert {details[name]["status"] for name in rows} == {"unreadable"}
     assert all("not a regular file" in details[name]["message"] for name in ("pipe.mp4", "to_pipe.mp4", "zero.mp4"))

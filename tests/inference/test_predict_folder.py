@@ -21,13 +21,15 @@ from skimage.data import astronaut
 from common import __version__
 from common.journal import Journal, stamp_of
 from inference.aggregation import confident_strategy
-from inference.submission import RECORD_VERSION, sha256
+from inference.details import sha256
+from inference.submission import RECORD_VERSION
 from preprocessing import sample_clips
 from preprocessing.crops import center_in_square, resize_longer_side
 from preprocessing.faces import FaceDetector
 from preprocessing.video import Clip, sample_frames
 from tests.support import golden, programs
 from tests.support.checkpoints import LITE0, Payload
+from tests.support.details import read_records
 from training.tools.checkpoint import load_network, save_checkpoint
 from training.zoo import build_network
 
@@ -81,10 +83,6 @@ def read_scores(path: Path) -> dict[str, float]:
     return {name: float(label) for name, label in rows[1:]}
 
 
-def read_details(path: Path) -> dict[str, dict]:
-    return {record["filename"]: record for record in map(json.loads, path.read_text().splitlines())}
-
-
 def finished_clips(journal: Path) -> list[str]:
     """The clips that have a record."""
     return [json.loads(line)["clip"] for line in journal.read_text().splitlines()[1:]]
@@ -131,7 +129,7 @@ def scored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     output = tmp_path_factory.mktemp("scored")
     write_previous_progress(output / "s.csv.progress.jsonl", folder / "a_face.mp4")
     finished = run(folder, output / "s.csv", "--details", output / "d.jsonl", *FAST)
-    return Run(finished, read_scores(output / "s.csv"), read_details(output / "d.jsonl"), output)
+    return Run(finished, read_scores(output / "s.csv"), read_records(output / "d.jsonl"), output)
 
 
 def write_previous_progress(path: Path, clip: Path) -> None:
@@ -246,7 +244,7 @@ def test_reduced_precision_changes_scores_little(scored: Run, folder: Path, tmp_
     assert f"on cpu in {precision}" in finished.stderr
     full, reduced = (
         np.array([face["scores"]["default_lite0"] for face in details["a_face.mp4"]["faces"]])
-        for details in (scored.details, read_details(tmp_path / "d.jsonl"))
+        for details in (scored.details, read_records(tmp_path / "d.jsonl"))
     )
     assert 10 * ROUNDING < np.abs(reduced - full).max() < 0.02
 
@@ -317,7 +315,7 @@ def test_more_faces_than_a_batch(tmp_path: Path):
     row = np.hstack([astronaut()[:160, 140:300]] * 5)
     path = sample_clips.write_clip(tmp_path / "crowd.mp4", sample_clips.moving(row, 32, 840, 200))
     run(path, tmp_path / "s.csv", "--details", tmp_path / "d.jsonl", "--device", "cpu", "--detector-scale", "1")
-    faces = read_details(tmp_path / "d.jsonl")["crowd.mp4"]["faces"]
+    faces = read_records(tmp_path / "d.jsonl")["crowd.mp4"]["faces"]
     counts = np.bincount([face["frame"] for face in faces], minlength=32)
     assert len(faces) > 127
     assert counts.min() >= 4

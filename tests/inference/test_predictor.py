@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from preprocessing import sample_clips
 from preprocessing.faces import FaceDetector
 from preprocessing.limits import Limits
 from tests.support import programs
+from tests.support.details import read_records
 from tests.support.hostile_clips import HOSTILE, write_all
 
 ROOT = Path(__file__).parents[2]
@@ -169,8 +169,7 @@ def test_hostile_folder(tmp_path: Path):
     finished = programs.run(command)
     assert finished.returncode == 3
     assert "Traceback" not in finished.stderr
-    lines = (tmp_path / "details.jsonl").read_text().splitlines()
-    records = {record["filename"]: record for record in map(json.loads, lines)}
+    records = read_records(tmp_path / "details.jsonl")
     assert records.keys() >= HOSTILE.keys()
     expected = {name: "unreadable" if clip.status == "missing" else clip.status for name, clip in HOSTILE.items()}
     assert {name: records[name]["status"].replace("no_face", "ok") for name in HOSTILE} == expected

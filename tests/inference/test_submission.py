@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import socket
@@ -171,7 +170,9 @@ def test_resumes_with_the_unfinished_videos(videos: dict[str, Path], tmp_path: P
     assert not score(videos, tmp_path)[0]
 
 
-@pytest.mark.parametrize("changes", [{"strategy": "mean"}, {"models": ["def"]}, {"version": 5}])
+@pytest.mark.parametrize(
+    "changes", [{"strategy": "mean"}, {"models": ["def"]}, {"version": submission.RECORD_VERSION + 1}]
+)
 def test_starts_over_with_other_settings(videos: dict[str, Path], tmp_path: Path, changes: dict):
     score(videos, tmp_path)
     scored, _, changed = score(videos, tmp_path, **changes)
@@ -205,13 +206,11 @@ def test_scores_the_videos_of_damaged_records_again(
     assert (tmp_path / "progress.jsonl.damaged").read_text() == content.replace(before, after, 1)
 
 
-def test_writes_csv_and_details(tmp_path: Path):
+def test_writes_csv(tmp_path: Path):
     name = os.fsdecode(b'odd, "name" \xff.mp4')
     records = [submission.to_record(name, VideoScore(Path(name), "ok", score=0.25))]
     submission.write_submission(tmp_path / "s.csv", records)
-    submission.write_details(tmp_path / "d.jsonl", records)
     assert (tmp_path / "s.csv").read_bytes() == b'filename,label\n"odd, ""name"" \xff.mp4",0.25\n'
-    assert json.loads((tmp_path / "d.jsonl").read_text()) == records[0]
 
 
 def test_csv_keeps_every_name(tmp_path: Path):
@@ -224,10 +223,15 @@ def test_csv_keeps_every_name(tmp_path: Path):
 
 def test_summary_is_printable_and_counts_failures():
     statuses = {"a.mp4": "ok", "\x1b[2J.mp4": "unreadable", "b.mp4": "no_face", "c\n.mp4": "too_large"}
-    records = [submission.to_record(name, VideoScore(Path(name), status)) for name, status in statuses.items()]
+    records = [
+        {**submission.to_record(name, VideoScore(Path(name), status)), "low_evidence": []}
+        for name, status in statuses.items()
+    ]
     expected = r"1 ok, 1 no face, 1 unreadable, 1 too large, 1 folder not listed: \x1b[2J.mp4, c\n.mp4, sub\t"
     assert submission.summarize(records, {"sub\t": "Permission denied"}) == expected
     assert submission.summarize(records[:1], {}) == "1 ok"
+    divided = [{**records[0], "low_evidence": ["people disagree"]}]
+    assert submission.summarize(divided, {}) == "1 ok\npeople disagree in 1 video: a.mp4"
 
 
 def test_videos_that_failed_are_tried_again(videos: dict[str, Path], tmp_path: Path):

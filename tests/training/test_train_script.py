@@ -17,6 +17,7 @@ import pytest
 
 import plot_loss
 from tests.support import face_crops, programs
+from tests.support.details import read_records
 from training.datasets.folds import half_of
 from training.pipelines.submissions import EvaluationError, score_submission
 from training.tools.checkpoint import read_checkpoint
@@ -91,7 +92,7 @@ def test_predict_folder_averages_the_five(root: Path, face_video: Path, tmp_path
     done = programs.run([sys.executable, face_crops.ROOT / "predict_folder.py", *options])
     assert done.returncode == 0, done.stderr
     (row,) = csv.DictReader((tmp_path / "out.csv").open())
-    scores = [face["scores"] for face in json.loads((tmp_path / "out.jsonl").read_text())["faces"]]
+    scores = [face["scores"] for face in read_records(tmp_path / "out.jsonl")[face_video.name]["faces"]]
     assert len(scores[0]) == 5
     assert float(row["label"]) == pytest.approx(np.mean([list(each.values()) for each in scores]), abs=1e-5)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import reprlib
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +18,7 @@ from common.device import is_device_failure, is_out_of_memory
 from common.errors import UserError
 from common.files import atomic_write, remove
 from common.text import shorten
+from common.versions import package_versions
 from training.pipelines.engine import Learner
 from training.tools.checkpoint import (
     CheckpointError,
@@ -35,7 +33,6 @@ from training.tools.checkpoint import (
 from training.tools.metrics import VideoScores, write_scores
 from training.tools.optimizers import state_names
 
-PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "apex")
 # Prefix of the tensors' names in the released checkpoints.
 PREFIX = "module."
 # Settings that may differ when a run resumes. A different number of processes changes the batches, so it is reported.
@@ -271,17 +268,6 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name}: {reprlib.repr(value)} is not a finite number")
     return float(value)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that the result depends on."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = package_version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_revision() -> str | None:

@@ -1,0 +1,30 @@
+"""Versions of the software that a result depends on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "facenet-pytorch",
+    "av",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "pandas",
+    "apex",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that results depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,170 @@
+"""Complete the records of videos, and describe the run: the lines of --details, see `inference.schema`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common import __version__
+from common.files import atomic_write
+from inference.people import disagree, most_suspicious
+
+if TYPE_CHECKING:
+    from inference.predictor import Predictor
+    from training.tools.recipe import Recipe
+
+# Version of the format. Increase it when a key is removed or changes its meaning.
+SCHEMA_VERSION = 2
+# A video with fewer faces, or smaller ones (median height of the boxes in pixels), is weak evidence. Networks see faces
+# at 160 pixels or more, and the detector misses most faces below 40 pixels.
+FEW_FACES, SMALL_FACE = 8, 64
+# Models disagree if their scores for a video are at least this far apart, on different sides of 0.5.
+DISAGREEMENT = 0.3
+# A reason of `low_evidence`.
+PEOPLE_DISAGREE = "people disagree"
+
+
+def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: str = "video") -> dict[str, Any]:
+    """Return the header of --details.
+
+    Args:
+        arguments: arguments of the command line.
+        predictor: what scores the videos.
+        aggregate: whose score a video gets: `video`, that of all faces, or `person`, the most suspicious person's.
+    """
+    import av
+
+    from common.versions import package_versions
+
+    ensemble = predictor.ensemble
+    models = zip(ensemble.names, ensemble.paths, ensemble.recipes, strict=True)
+    libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+    return {
+        "record": "run",
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arguments": {key: _to_json(value) for key, value in arguments.items()},
+        "models": [
+            {"name": name, "file": str(path), "sha256": sha256(path), "recipe": recipe.to_dict()}
+            for name, path, recipe in models
+        ],
+        "bands": bands_of(ensemble.recipes),
+        "backend": "torch",
+        "device": str(ensemble.device),
+        "device_name": device_name(ensemble.device.type),
+        "precision": ensemble.precision,
+        "decoder": f"PyAV {av.__version__}, libavcodec {libavcodec}",
+        "packages": package_versions(),
+        "method": {
+            "frames": predictor.frames,
+            "strategy": predictor.strategy,
+            "aggregate": aggregate,
+            "detector_scale": predictor.detector.scale or "auto",
+        },
+    }
+
+
+def complete(
+    record: dict[str, Any], header: Mapping[str, Any], path: Path | None = None, changed: bool = False
+) -> dict[str, Any]:
+    """Return a video's record as it is in --details: with the score and the verdict that the run asks for.
+
+    Args:
+        record: result of `inference.submission.to_record`.
+        header: result of `describe_run`.
+        path: the file, to add its size and SHA-256; None leaves them out.
+        changed: whether the file has changed since it was scored; then it has no SHA-256.
+    """
+    people = record["people"]
+    by_person = header["method"]["aggregate"] == "person" and people
+    score = most_suspicious(people) if by_person else record["video_score"]
+    has_score = record["status"] == "ok"
+    size, digest = (None, None) if path is None or changed else file_facts(path)
+    return {
+        "record": "video",
+        **record,
+        "score": score,
+        "verdict": verdict(score, header["bands"]) if has_score else None,
+        "low_evidence": low_evidence(record) if has_score else [],
+        "sha256": digest,
+        "bytes": size,
+    }
+
+
+def verdict(score: float, bands: Mapping[str, float] | None) -> str | None:
+    """Return the verdict of a score; None without bands."""
+    if bands is None:
+        return None
+    return "likely_real" if score <= bands["real"] else "likely_fake" if score >= bands["fake"] else "inconclusive"
+
+
+def low_evidence(record: Mapping[str, Any]) -> list[str]:
+    """Return the reasons to trust the score of a video less."""
+    faces, people = record["faces"], record["people"]
+    reasons = []
+    if len(faces) < FEW_FACES:
+        reasons.append(f"few faces ({len(faces)})")
+    height = float(np.median([face["box"][3] - face["box"][1] for face in faces]))
+    if height < SMALL_FACE:
+        reasons.append(f"small faces (median height {height:.0f} pixels)")
+    if disagree(people):
+        reasons.append(PEOPLE_DISAGREE)
+    scores = record["model_scores"].values()
+    if max(scores) - min(scores) >= DISAGREEMENT and min(scores) < 0.5 < max(scores):
+        reasons.append("models disagree")
+    return reasons
+
+
+def bands_of(recipes: Sequence[Recipe]) -> dict[str, Any] | None:
+    """Return the verdict bands; None unless there is one network, because bands are calibrated for its scores alone."""
+    return asdict(recipes[0].bands) if len(recipes) == 1 and recipes[0].bands else None
+
+
+def file_facts(path: Path) -> tuple[int | None, str | None]:
+    """Return the size of a regular file and its SHA-256; (None, None) if it cannot be read."""
+    try:
+        if path.is_file():  # not a named pipe or a device, which might have no end
+            return path.stat().st_size, sha256(path)
+    except OSError:
+        pass
+    return None, None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def device_name(kind: str) -> str:
+    """Return the name of the first GPU or of the CPU."""
+    if kind == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_details(path: Path, header: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> None:
+    """Write the header and one JSON line per video. Raises OutputError."""
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in (header, *records)))
+
+
+def _to_json(value: Any) -> Any:
+    """Return an argument as a JSON value."""
+    if isinstance(value, (list, tuple)):
+        return [_to_json(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,58 @@
+"""Load the networks, the face detector and the decoders that score videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inference.aggregation import FRAMES
+from preprocessing.limits import Limits
+
+if TYPE_CHECKING:
+    from inference.predictor import Predictor
+
+DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "weights" / "default_lite0.pt"
+
+
+def load_predictor(
+    checkpoints: Sequence[str | Path] = (DEFAULT_MODEL,),
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    strategy: str = "confident",
+    frames: int = FRAMES,
+    detector_scale: float | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    limits: Limits | None = None,
+) -> Predictor:
+    """Load what scores videos.
+
+    Args:
+        checkpoints: the networks; by default the embedded model.
+        device: device of the networks: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        precision: floating-point type of the classifiers: `auto`, `float32`, `float16` or `bfloat16`.
+        strategy: aggregation of face scores, a key of `inference.aggregation.STRATEGIES`.
+        frames: number of frames sampled per video.
+        detector_scale: scale of the face detector's input; None chooses it by frame size.
+        batch_size: number of faces per forward pass; None chooses by the device.
+        workers: number of videos decoded concurrently; None chooses by the number of CPU cores.
+        limits: what decoding a video may take; None for the default limits.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used.
+        DeviceError: the device is not available, or too small for the networks.
+    """
+    from inference.decoder import Decoder, default_workers
+
+    # The decoders start while PyTorch is imported, which takes seconds.
+    decoders = [Decoder(limits or Limits()) for _ in range(workers or default_workers())]
+
+    from inference.ensemble import Ensemble
+    from inference.predictor import Predictor
+    from preprocessing.faces import FaceDetector
+
+    ensemble = Ensemble(checkpoints, device, precision)
+    detector = FaceDetector("inference", ensemble.device, detector_scale)
+    return Predictor(ensemble, detector, strategy, frames, batch_size, decoders)
