@@ -14,6 +14,7 @@ import argparse
 import logging
 import math
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,17 @@ if TYPE_CHECKING:
 # How the winning solution selected checkpoints: the weight of fake_loss, the first epoch considered, and the number of
 # best epochs.
 FAKE_WEIGHT, FIRST_EPOCH, BEST_COUNT = 1.4, 16, 5
+
+# Color, marker and line style of one run after another: runs are told apart without color, too. The colors are those of
+# Okabe and Ito, Color Universal Design, 2008.
+STYLES = tuple(
+    zip(
+        ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9"),
+        ("o", "s", "^", "D", "v", "P", "X"),
+        ("-", "--", "-.", ":", "-", "--", "-."),
+        strict=True,
+    )
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +152,17 @@ def plot(runs: Mapping[str, Run], fake_weight: float) -> Figure:
         "zorder": 4,
     }
     figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
-    for name, (losses, best_in_training) in runs.items():
-        (line,) = axes.plot(list(losses), list(losses.values()), marker=".", label=name.replace("$", r"\$"), zorder=2)
+    for (name, (losses, best_in_training)), (color, marker, dashes) in zip(runs.items(), cycle(STYLES), strict=False):
+        look: dict[str, Any] = {"color": color, "marker": marker}
+        label = name.replace("$", r"\$")
+        axes.plot(
+            list(losses), list(losses.values()), dashes, markersize=3, linewidth=1.3, label=label, zorder=2, **look
+        )
         for epoch in best_epochs(losses):
-            axes.plot(epoch, losses[epoch], marker="o", color=line.get_color(), zorder=3)
-            axes.annotate(str(epoch), (epoch, losses[epoch]), (0, -14), textcoords="offset points", ha="center")
-        axes.plot(best_in_training, losses[best_in_training], color=line.get_color(), **star)
+            axes.plot(epoch, losses[epoch], markersize=8, zorder=3, **look)
+            place: dict[str, Any] = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center", "color": color}
+            axes.annotate(str(epoch), (epoch, losses[epoch]), **place)
+        axes.plot(best_in_training, losses[best_in_training], color=color, **star)
     axes.plot([], [], color="gray", label="best epoch in training (classes weighted equally)", **star)
     axes.set(xlabel="epoch", ylabel=f"validation loss, ({fake_weight:g} * fake_loss + real_loss) / 2")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
