@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
+from itertools import groupby, zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from preprocessing.boxes import distance, overlap
 # A face belongs to a person only if its center is nearer to where the person was last seen, or should be now, than this
 # many sides of the larger box, and if neither box is higher than the other by more than this factor.
 MAX_DISTANCE, MAX_SIZE_RATIO = 0.7, 2.0
-# The same for a person who has been seen once, in the frame before, so that the motion is unknown, and for a face that
-# belongs to nobody else: the step of somebody who walks past the camera.
+# The same for a person who has been seen once, in the frame before, so that the motion is unknown, if the next frame
+# confirms it: the step of somebody who walks past the camera.
 MAX_JUMP, MAX_JUMP_SIZE_RATIO = 1.6, 1.25
+# Shortest time between two frames in seconds: that of rounded times.
+MIN_STEP = 0.001
 # What a link costs, per unit: distance from the expected box, 1 - overlap with it, log ratio of the heights. A person
 # who was missing in the frame before costs more: of two who cross, the one in front is seen all the time. These and
 # HISTORY gave the fewest exchanges among simulated people who cross, walk and sway, with noise and missing faces.
@@ -34,6 +36,13 @@ IMPOSSIBLE = 1e6
 MIN_FACES = 3
 # People disagree if their scores are at least this far apart, on different sides of 0.5.
 DISAGREEMENT = 0.3
+
+
+class _Frame(NamedTuple):
+    """The boxes (n, 4) of a frame, and its time in seconds."""
+
+    time: float
+    boxes: np.ndarray
 
 
 @dataclass
@@ -85,23 +94,21 @@ def link_faces(faces: Sequence[Mapping[str, Any]]) -> list[int]:
     Args:
         faces: the faces of a video, ordered by frame; see `faces` in docs/formats.md.
     """
+    groups = [list(group) for _, group in groupby(faces, key=lambda face: face["frame"])]
+    frames = [_Frame(group[0]["time"], np.array([face["box"] for face in group], float)) for group in groups]
     tracks: list[_Track] = []
     persons: list[int] = []
-    for _, group in groupby(faces, key=lambda face: face["frame"]):
-        found = list(group)
-        boxes = np.array([face["box"] for face in found], float)
-        time = found[0]["time"]
+    for frame, following in zip_longest(frames, frames[1:]):
         active = [track for track in tracks if track.missed <= MAX_MISSED]
-        assigned = _assign(boxes, active, time)
+        assigned = _assign(frame, active, following)
         for track in active:
             track.missed += 1
-        heights = boxes[:, 3] - boxes[:, 1]
-        for index in sorted(range(len(boxes)), key=lambda index: -heights[index]):
+        for index in np.argsort(-_heights(frame.boxes), kind="stable").tolist():
             if index not in assigned:
                 tracks.append(_Track(len(tracks) + 1))
                 assigned[index] = tracks[-1]
-            assigned[index].add(time, boxes[index])
-        persons += [assigned[index].person for index in range(len(boxes))]
+            assigned[index].add(frame.time, frame.boxes[index])
+        persons += [assigned[index].person for index in range(len(frame.boxes))]
     return persons
 
 
@@ -154,24 +161,36 @@ def counted(people: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [person for person in people if person["faces"] >= enough]
 
 
-def _assign(boxes: np.ndarray, tracks: Sequence[_Track], time: float) -> dict[int, _Track]:
-    """Return the track of each box, by index, that belongs to one."""
+def _assign(frame: _Frame, tracks: Sequence[_Track], following: _Frame | None) -> dict[int, _Track]:
+    """Return the track of each box of a frame, by index, that belongs to one; `following`: the next frame."""
     if not tracks:
         return {}
-    found = boxes[:, None]
-    expected = np.array([track.predict(time) for track in tracks])
+    found = frame.boxes[:, None]
+    expected = np.array([track.predict(frame.time) for track in tracks])
     last = np.array([track.boxes[-1] for track in tracks])
-    distances, moved = distance(found, expected), distance(found, last)
+    distances = distance(found, expected)
     ratios = np.abs(np.log(_heights(found) / _heights(expected)))
     costs = DISTANCE_COST * distances + OVERLAP_COST * (1 - overlap(found, expected)) + SIZE_COST * ratios
     costs += MISSED_COST * np.array([track.missed > 0 for track in tracks])
-    near = (np.minimum(distances, moved) < MAX_DISTANCE) & (ratios < np.log(MAX_SIZE_RATIO))
-    pairs = _best_pairs(costs, near)
-    is_new = np.array([len(track.boxes) == 1 and not track.missed for track in tracks])
-    jumps = is_new & (moved < MAX_JUMP) & (ratios < np.log(MAX_JUMP_SIZE_RATIO))
-    for box, track in pairs:
-        jumps[box], jumps[:, track] = False, False
-    return {box: tracks[track] for box, track in pairs + _best_pairs(costs, jumps)}
+    near = np.minimum(distances, distance(found, last)) < MAX_DISTANCE
+    pairs = _best_pairs(costs, near & (ratios < np.log(MAX_SIZE_RATIO)))
+    if following:
+        is_new = np.array([len(track.boxes) == 1 and not track.missed for track in tracks])
+        jumps = is_new & (distance(found, last) < MAX_JUMP) & (ratios < np.log(MAX_JUMP_SIZE_RATIO))
+        for box, track in pairs:
+            jumps[box], jumps[:, track] = False, False
+        for box, track in np.argwhere(jumps).tolist():
+            jumps[box, track] = _moves_on(tracks[track], frame.boxes[box], frame.time, following)
+        pairs += _best_pairs(costs, jumps)
+    return {box: tracks[track] for box, track in pairs}
+
+
+def _moves_on(track: _Track, box: np.ndarray, time: float, following: _Frame) -> bool:
+    """Return whether the next frame shows a face where a person would be who moves on, and none where the box is."""
+    elapsed = max(time - track.times[-1], MIN_STEP)
+    onward = box + (box - track.boxes[-1]) * ((following.time - time) / elapsed)
+    nearest, staying = (np.min(distance(place, following.boxes)) for place in (onward, box))
+    return bool(nearest < MAX_DISTANCE <= staying)
 
 
 def _best_pairs(costs: np.ndarray, possible: np.ndarray) -> list[tuple[int, int]]:

@@ -134,6 +134,15 @@ def test_a_person_who_is_missed_keeps_the_number_for_some_frames():
     assert len(set(persons(MAX_MISSED + 1))) == 2
 
 
+def test_a_person_who_walks_fast():
+    # Each step is longer than the face is wide. The next frame tells it from a person beside the first one.
+    frames = [{"a": box(100 + 120 * number, 200)} for number in range(6)]
+    faces, names = faces_of(frames)
+    assert names_of(link_faces(faces), names) == {1: {"a"}}
+    faces, names = faces_of([{"a": box(100, 200)}, *[{"b": box(220, 200)}] * 4])
+    assert names_of(link_faces(faces), names) == {1: {"a"}, 2: {"b"}}
+
+
 def test_a_cut():
     # After a cut, people in other places, or of another size, are new; one in the place of another cannot be told.
     before = {"a": box(200, 200), "b": box(600, 200)}
