@@ -21,6 +21,7 @@ from inference.colors import FAKE, REAL, UNDECIDED, score_color
 from preprocessing import sample_clips
 from preprocessing.limits import Limits
 from preprocessing.video import Clip, read_frames
+from tests.support.hostile_clips import ONE, display_matrix, patched
 
 FRAMES, RATE = 21, 25
 SAMPLED = (0, 5, 10, 15, 20)
@@ -148,6 +149,21 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     assert Clip(copy).times == pytest.approx(times, abs=1e-4)
 
 
+def test_rotated_video_is_upright_without_a_display_matrix(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    patched(display_matrix(0, ONE, -ONE, 0), stored=np.rot90)(path)
+    [upright, *_] = read_frames(Clip(path), [5])
+    height, width = upright.image.shape[:2]
+    assert width > height  # the stored frames are higher than wide
+    copy, _ = annotate_one(path, tmp_path / "out", face(5, (40, 50, 100, 120), 1.0), seen=[(0.2, 0.2)])
+    with av.open(str(copy)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.width, frame.height, frame.rotation) == (width, height, 0)
+    [annotated] = read_frames(Clip(copy), [5])
+    assert close(annotated.image[70:110, 39:42].reshape(-1, 3).mean(0), 1.0)
+    assert np.abs(annotated.image[130:, 120:].astype(float) - upright.image[130:, 120:]).mean() < 4
+
+
 def test_box_follows_the_person_and_has_the_color_of_the_score(tmp_path: Path) -> None:
     path = sample_clips.face_clip(tmp_path / "clip.mp4", FRAMES, 240, 180)
     scores = dict(zip(SAMPLED, (0.0, 0.5, 1.0, 1.0, 1.0), strict=True))
@@ -257,7 +273,7 @@ def test_sound_that_cannot_be_written_is_left_out(tmp_path: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise av.error.InvalidDataError(1, "malformed")
 
-    monkeypatch.setattr(annotate._Sound, "mux", fail)
+    monkeypatch.setattr(annotate.Sound, "mux", fail)
     outcome = annotate.annotate(path, tmp_path / "copy.mp4", drawn)
     assert outcome.status == "ok"
     assert "without sound" in outcome.message
@@ -320,6 +336,25 @@ def test_failures_and_resuming(tmp_path: Path) -> None:
     (folder / "sub" / "none.mp4").unlink()
     third = run()
     assert {name for name in second if third[name] != second[name]} == {"sub/none.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("names", "failed"),
+    [
+        (["a.mov", "a.mov.mp4/b.mp4"], {"a.mov.mp4/b.mp4"}),
+        (["a.mp4", "a.mp4.json/b.mp4"], {"a.mp4.json/b.mp4"}),
+        (["a.mp4", ".a.mp4.part/b.mp4"], {".a.mp4.part/b.mp4"}),
+        (["progress/progress.jsonl/a.mp4"], {"progress/progress.jsonl/a.mp4"}),
+        (["progress/a.mp4", "a.mp4", "x\ny\udcff.mp4"], set()),
+    ],
+)
+def test_names_cost_one_video_at_most(tmp_path: Path, names: list[str], failed: set[str]) -> None:
+    path = sample_clips.face_clip(tmp_path / "clip.mp4", 3, 96, 64)
+    folder = tmp_path / "out"
+    outcomes = annotate_videos(dict.fromkeys(names, path), [record(name) for name in names], folder, Limits(), 1)
+    assert {name for name, outcome in outcomes.items() if outcome.status == "failed"} == failed
+    copies = output_paths(folder, names)
+    assert all(copies[name].is_file() for name in set(names) - failed)
 
 
 def test_names_of_copies_differ() -> None:
