@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.fuzzing.clips import FAILURES, TIMEOUT, write_mutant, write_seed_clips
 from benchmarks.fuzzing.target import Problem, Result, Target, clear, expect, generator
 from common import cli
+from inference.schema import read_details
 from inference.submission import READ, STATUSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,10 +76,10 @@ class PredictTarget(ProgramTarget):
             write_mutant(generator(seed, self.name, number), self.seeds, videos, f"{number:08}") for number in numbers
         ]
         output, details = folder / "submission.csv", folder / "details.jsonl"
-        options = ("--details", details, "--frames", "3", "--precision", "float32", *FAST)
-        command = ("predict_folder.py", "--test-dir", videos, "--output", output, *options)
+        options = ("--details", details, "--report", folder / "report.html", "--frames", "3", "--precision", "float32")
+        command = ("predict_folder.py", "--test-dir", videos, "--output", output, *options, *FAST)
         status = self.start(command, (cli.OK, cli.CLIPS_FAILED))
-        records = [json.loads(line) for line in details.read_text().splitlines()]
+        records = read_details(details)[1]
         rows = list(csv.reader(output.open(newline="")))[1:]
         expect([row[0] for row in rows] == [path.name for path in paths], "the CSV lacks clips")
         for path, row, record in zip(paths, rows, records, strict=True):
