@@ -27,10 +27,11 @@ from common.allocator import keep_freed_memory
 from common.device import PRECISIONS
 from common.files import lock
 from common.journal import Journal
+from common.text import plural
 from common.watchdog import TIMEOUT
 from inference import submission
 from inference.aggregation import FRAMES, STRATEGIES
-from inference.details import describe_run, write_details
+from inference.details import AGGREGATES, describe_run, write_details
 from inference.loading import DEFAULT_MODEL, load_predictor
 from preprocessing.detector_scale import parse_scale
 from preprocessing.limits import MAX_MEMORY, MAX_PIXELS, Limits
@@ -71,9 +72,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--strategy", choices=STRATEGIES, default="confident", help="how face scores are aggregated into a video score")
     add(
         "--aggregate",
-        choices=("video", "person"),
-        default="video",
-        help="whose score a video gets: video: that of all faces together; person: the most suspicious person's",
+        choices=AGGREGATES,
+        default=AGGREGATES[0],
+        help="how a video is scored: from all faces together (video), or by its most suspicious person",
     )
     add(
         "--detector-scale",
@@ -108,17 +109,17 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def _write_report(
-    args: argparse.Namespace, header: dict[str, Any], records: list[dict[str, Any]], videos: dict[str, Path]
+    args: argparse.Namespace,
+    header: dict[str, Any],
+    records: list[dict[str, Any]],
+    videos: dict[str, Path],
+    limits: Limits,
 ) -> None:
     """Write the page of --report."""
-    from inference.report import write_report
+    from inference.report import make_explainer, write_report
 
-    explainer = None
-    if args.explain:
-        from inference.explain import Explainer
-
-        explainer = Explainer([model["file"] for model in header["models"]], header["device"])
-    write_report(args.report, header, records, videos, explainer)
+    explainer = make_explainer(header, header["device"]) if args.explain else None
+    write_report(args.report, header, records, videos, explainer, limits)
 
 
 def _annotate(args: argparse.Namespace, records: list[dict[str, Any]], videos: dict[str, Path], limits: Limits) -> bool:
@@ -126,20 +127,24 @@ def _annotate(args: argparse.Namespace, records: list[dict[str, Any]], videos: d
     from inference.annotate import annotate_videos
 
     outcomes = annotate_videos(videos, records, args.annotate, limits, args.workers or os.cpu_count() or 1)
-    return all(outcome.status == "ok" for outcome in outcomes.values())
+    written = sum(outcome.status == "ok" for outcome in outcomes.values())
+    print(f"annotated {written} of {plural(len(outcomes), 'video')} in {args.annotate}")
+    return written == len(outcomes)
 
 
 def main(args: argparse.Namespace) -> int:
     """Score the videos and write the results. Return the exit status."""
     if args.explain and not args.report:
         raise submission.UsageError("--explain: adds heat maps to a report. Add --report HTML")
-    if args.annotate and args.annotate.resolve().is_relative_to(args.test_dir.resolve()):
-        raise submission.UsageError(f"--annotate {args.annotate}: is in the folder of the videos. Choose another one")
     keep_freed_memory()
     found = submission.find_videos(args.test_dir)
     progress = submission.journal_path(args.output)
     outputs = [args.output, progress, *filter(None, (args.details, args.report))]
     submission.check_outputs(outputs, found.videos)
+    if args.annotate:
+        from inference.annotate import check_folder
+
+        check_folder(args.annotate, found.videos, outputs)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
     limits = Limits(args.max_pixels, args.decoder_memory, args.timeout)
     predictor = load_predictor(
@@ -166,6 +171,7 @@ def main(args: argparse.Namespace) -> int:
         "frames": args.frames,
         "strategy": args.strategy,
         "detector_scale": args.detector_scale,
+        **{key: header[key] for key in ("device_name", "decoder", "packages")},
     }
     submission.log_start(found, ensemble.names, f"{ensemble.device} in {ensemble.precision}")
     if args.models is None:
@@ -182,7 +188,7 @@ def main(args: argparse.Namespace) -> int:
         if args.details:
             write_details(args.details, header, records)
         if args.report:
-            _write_report(args, header, records, found.videos)
+            _write_report(args, header, records, found.videos, limits)
         annotated = not args.annotate or _annotate(args, records, found.videos, limits)
     print(submission.summarize(records, found.unlisted))
     failed = any(record["status"] not in submission.READ for record in records) or not annotated

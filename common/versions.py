@@ -14,6 +14,7 @@ PACKAGES = (
     "albumentations",
     "opencv-python-headless",
     "numpy",
+    "scipy",
     "pandas",
     "apex",
 )

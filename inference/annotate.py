@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -25,7 +26,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from common import jobs
-from common.errors import ClipError
+from common.errors import ClipError, UserError
 from common.files import atomic_file, atomic_write, make_folder, temporary_path
 from common.jobs import Job, Outcome
 from common.text import plural
@@ -49,6 +50,9 @@ SIDE_PER_LINE, SIDE_PER_TEXT = 270, 36
 MIN_LINE, MIN_TEXT = 3, 9
 FONT, FONT_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 21  # height of a digit at scale 1 in pixels
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+log = logging.getLogger(__name__)
 
 
 class Sighting(NamedTuple):
@@ -97,8 +101,7 @@ def annotate_videos(
         OutputError: an output cannot be written.
     """
     records = [record for record in records if record["status"] in ANNOTATED]
-    outputs = output_paths(folder, [record["filename"] for record in records])
-    paths = {name: (output, folder / PROGRESS / f"{name}.json") for name, output in outputs.items()}
+    paths = {name: (path, folder / PROGRESS / f"{name}.json") for name, path in output_paths(folder, videos).items()}
     written = {jobs.journal_path(folder / PROGRESS), *chain.from_iterable(paths.values())}
     written |= set(map(temporary_path, written))
     todo, outcomes = [], {}
@@ -107,6 +110,7 @@ def annotate_videos(
         output, drawn = paths[name]
         if problem := _problem(paths[name], written):
             outcomes[name] = Outcome(jobs.FAILED, f"{name}: {problem}")
+            log.warning("%s: no annotated copy: %s", name, problem)
             continue
         make_folder(drawn.parent)
         _update(drawn, json.dumps(find_people(record)))
@@ -115,6 +119,26 @@ def annotate_videos(
     # The folder of the progress stands for the output folder, because status records are kept beside the latter.
     progress = folder / PROGRESS
     return outcomes | jobs.run(annotate, todo, progress, settings, workers, retry_failed=True, timeout=limits.timeout)
+
+
+def check_folder(folder: Path, videos: Mapping[str, Path], outputs: Iterable[Path]) -> None:
+    """Check that copies replace nothing but copies of an earlier run.
+
+    Args:
+        folder: output folder.
+        videos: the files by filename.
+        outputs: other outputs of the run.
+
+    Raises:
+        UserError: the folder is a file or has other content, or a copy would replace a video or another output.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--annotate {folder}: is not a folder. Choose another one")
+    if folder.is_dir() and any(folder.iterdir()) and not jobs.journal_path(folder / PROGRESS).is_file():
+        raise UserError(f"--annotate {folder}: is not empty, and not from an earlier run. Choose a new folder")
+    copies = set(map(os.path.realpath, (folder, *output_paths(folder, videos).values())))
+    if not copies.isdisjoint(map(os.path.realpath, (*videos.values(), *outputs))):
+        raise UserError(f"--annotate {folder}: would replace a video or another output. Choose another folder")
 
 
 def output_paths(folder: Path, filenames: Iterable[str]) -> dict[str, Path]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import __version__
+from common.errors import UserError
 from common.files import atomic_write
-from inference.people import disagree, most_suspicious
+from inference.people import are_apart, disagree, most_suspicious
 
 if TYPE_CHECKING:
     from inference.predictor import Predictor
@@ -26,8 +27,8 @@ SCHEMA_VERSION = 2
 # A video with fewer faces, or smaller ones (median height of the boxes in pixels), is weak evidence. Networks see faces
 # at 160 pixels or more, and the detector misses most faces below 40 pixels.
 FEW_FACES, SMALL_FACE = 8, 64
-# Models disagree if their scores for a video are at least this far apart, on different sides of 0.5.
-DISAGREEMENT = 0.3
+# Whose score a video gets: that of all faces together, or the most suspicious person's.
+AGGREGATES = ("video", "person")
 # A reason of `low_evidence`.
 PEOPLE_DISAGREE = "people disagree"
 
@@ -38,8 +39,13 @@ def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: 
     Args:
         arguments: arguments of the command line.
         predictor: what scores the videos.
-        aggregate: whose score a video gets: `video`, that of all faces, or `person`, the most suspicious person's.
+        aggregate: one of AGGREGATES.
+
+    Raises:
+        UserError: there is no such aggregate.
     """
+    if aggregate not in AGGREGATES:
+        raise UserError(f"aggregate: {aggregate!r} is not one of {', '.join(AGGREGATES)}")
     import av
 
     from common.versions import package_versions
@@ -52,6 +58,7 @@ def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: 
         "schema_version": SCHEMA_VERSION,
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "directory": str(Path.cwd()),
         "arguments": {key: _to_json(value) for key, value in arguments.items()},
         "models": [
             {"name": name, "file": str(path), "sha256": sha256(path), "recipe": recipe.to_dict()}
@@ -84,17 +91,19 @@ def complete(
         path: the file, to add its size and SHA-256; None leaves them out.
         changed: whether the file has changed since it was scored; then it has no SHA-256.
     """
-    people = record["people"]
-    by_person = header["method"]["aggregate"] == "person" and people
-    score = most_suspicious(people) if by_person else record["video_score"]
     has_score = record["status"] == "ok"
+    score, faces, model_scores = record["video_score"], record["faces"], record["model_scores"]
+    if has_score and header["method"]["aggregate"] == "person":
+        person = most_suspicious(record["people"])
+        score, model_scores = person["score"], person["scores"]
+        faces = [face for face in faces if face["person"] == person["person"]]
     size, digest = (None, None) if path is None or changed else file_facts(path)
     return {
         "record": "video",
         **record,
         "score": score,
         "verdict": verdict(score, header["bands"]) if has_score else None,
-        "low_evidence": low_evidence(record) if has_score else [],
+        "low_evidence": low_evidence(faces, model_scores, record["people"]) if has_score else [],
         "sha256": digest,
         "bytes": size,
     }
@@ -107,9 +116,16 @@ def verdict(score: float, bands: Mapping[str, float] | None) -> str | None:
     return "likely_real" if score <= bands["real"] else "likely_fake" if score >= bands["fake"] else "inconclusive"
 
 
-def low_evidence(record: Mapping[str, Any]) -> list[str]:
-    """Return the reasons to trust the score of a video less."""
-    faces, people = record["faces"], record["people"]
+def low_evidence(
+    faces: Sequence[Mapping[str, Any]], model_scores: Mapping[str, float], people: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return the reasons to trust the score of a video less.
+
+    Args:
+        faces: the faces that the score comes from.
+        model_scores: the score by model.
+        people: all people in the video.
+    """
     reasons = []
     if len(faces) < FEW_FACES:
         reasons.append(f"few faces ({len(faces)})")
@@ -118,8 +134,7 @@ def low_evidence(record: Mapping[str, Any]) -> list[str]:
         reasons.append(f"small faces (median height {height:.0f} pixels)")
     if disagree(people):
         reasons.append(PEOPLE_DISAGREE)
-    scores = record["model_scores"].values()
-    if max(scores) - min(scores) >= DISAGREEMENT and min(scores) < 0.5 < max(scores):
+    if are_apart(model_scores.values()):
         reasons.append("models disagree")
     return reasons
 

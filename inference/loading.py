@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.aggregation import FRAMES
+from common.device import PRECISIONS
+from common.errors import UserError
+from inference.aggregation import FRAMES, STRATEGIES
 from preprocessing.limits import Limits
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "weights" / "default_lite0
 
 
 def load_predictor(
-    checkpoints: Sequence[str | Path] = (DEFAULT_MODEL,),
+    checkpoints: str | Path | Sequence[str | Path] = (DEFAULT_MODEL,),
     device: str = "auto",
     precision: str = "auto",
     *,
@@ -41,9 +43,16 @@ def load_predictor(
         limits: what decoding a video may take; None for the default limits.
 
     Raises:
+        UserError: a strategy or precision that does not exist, or a number that is not positive.
         CheckpointError: a checkpoint cannot be used.
         DeviceError: the device is not available, or too small for the networks.
     """
+    checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints
+    _check("strategy", strategy, STRATEGIES)
+    _check("precision", precision, ("auto", *PRECISIONS))
+    for name, value in (("frames", frames), ("batch_size", batch_size), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: {value} is not a positive integer")
     from inference.decoder import Decoder, default_workers
 
     # The decoders start while PyTorch is imported, which takes seconds.
@@ -56,3 +65,9 @@ def load_predictor(
     ensemble = Ensemble(checkpoints, device, precision)
     detector = FaceDetector("inference", ensemble.device, detector_scale)
     return Predictor(ensemble, detector, strategy, frames, batch_size, decoders)
+
+
+def _check(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raise UserError if a value is not allowed."""
+    if value not in allowed:
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(allowed)}")

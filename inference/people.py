@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ IMPOSSIBLE = 1e6
 # A person seen in fewer sampled frames does not decide the score of a video: false detections are that short, and the
 # highest of many single scores says more about their number than about any person.
 MIN_FACES = 3
-# People disagree if their scores are at least this far apart, on different sides of 0.5.
+# People, or models, disagree if their scores are at least this far apart, on different sides of 0.5.
 DISAGREEMENT = 0.3
 
 
@@ -144,14 +144,18 @@ def describe_people(
     return people
 
 
-def most_suspicious(people: Sequence[Mapping[str, Any]]) -> float:
-    """Return the highest score of the people who are seen long enough, see `counted`."""
-    return max(person["score"] for person in counted(people))
+def most_suspicious(people: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the person with the highest score of those who are seen long enough, see `counted`."""
+    return max(counted(people), key=lambda person: person["score"])
 
 
 def disagree(people: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether the scores of people who are seen long enough are far apart, on different sides of 0.5."""
-    scores = [person["score"] for person in counted(people)]
+    return are_apart([person["score"] for person in counted(people)])
+
+
+def are_apart(scores: Collection[float]) -> bool:
+    """Return whether the highest and the lowest score disagree, see DISAGREEMENT."""
     return min(scores) < 0.5 < max(scores) and max(scores) - min(scores) >= DISAGREEMENT
 
 
@@ -195,6 +199,8 @@ def _moves_on(track: _Track, box: np.ndarray, time: float, following: _Frame) ->
 
 def _best_pairs(costs: np.ndarray, possible: np.ndarray) -> list[tuple[int, int]]:
     """Return the possible pairs (row, column), as many as there can be, with the least total cost."""
+    if costs.size == 1:
+        return [(0, 0)] if possible.all() else []
     from scipy.optimize import linear_sum_assignment  # slow to import
 
     pairs = zip(*linear_sum_assignment(np.where(possible, costs, IMPOSSIBLE)), strict=True)

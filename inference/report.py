@@ -22,18 +22,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from common import cli
-from common.files import atomic_write, make_folder
+from common.errors import UserError
+from common.files import atomic_write
 from common.text import MAX_NAME, plural, printable, shorten
 from inference.colors import score_color
+from inference.details import file_facts
 from inference.people import counted
 from inference.report_pictures import VideoPictures, make_pictures, mean_score
-from inference.report_plot import lines_of, plot
+from inference.report_plot import lines_of, marker_definitions, plot
 from inference.schema import read_details
 from preprocessing.limits import Limits
 
 if TYPE_CHECKING:
     from inference.explain import Explainer
 
+# Arguments of predict_folder.py for the fields of Limits.
+LIMIT_ARGUMENTS = ("max_pixels", "decoder_memory", "timeout")
 FOLDER = Path(__file__).resolve().parent
 STATUSES = {"ok": "scored", "no_face": "no face", "unreadable": "unreadable", "too_large": "too large"}
 VERDICTS = {"likely_fake": "likely fake", "inconclusive": "inconclusive", "likely_real": "likely real"}
@@ -43,6 +47,8 @@ REMEDIES = {
 }
 # How Python represents bytes of file names that are not UTF-8.
 _SURROGATES = re.compile("[\udc80-\udcff]")
+# Characters of a page: pictures that would make it larger are left out.
+MAX_PAGE = 28 * 10**6
 # With more videos than this, their sections are closed when the page opens.
 MAX_OPEN = 10
 
@@ -69,7 +75,10 @@ def write_report(
         OutputError: the page cannot be written.
         DeviceError: the device of the explainer fails.
     """
-    pictures = make_pictures(records, videos, header["method"]["frames"], limits, explainer) if videos else {}
+    pictures: dict[str, VideoPictures] = {}
+    if videos:
+        rest = max(MAX_PAGE - len(render(header, records, {})), 0)
+        pictures = make_pictures(records, videos, header["method"]["frames"], limits, explainer, rest)
     atomic_write(Path(path), render(header, records, pictures))
 
 
@@ -88,7 +97,7 @@ def render(
     environment.filters |= {
         "name": lambda text: shorten(_shown(text), MAX_NAME),
         "text": _shown,
-        "score": lambda value: f"{value:.2f}",
+        "score": lambda value: f"{value:.3f}",
         "color": lambda value: "rgb({}, {}, {})".format(*score_color(value)),
         "mean": mean_score,
         "plural": plural,
@@ -100,6 +109,7 @@ def render(
         failures=[video for video in videos if video["record"]["status"] in REMEDIES],
         counts=_counts(records, header),
         command=_command(header["arguments"]),
+        markers=marker_definitions(),
         statuses=STATUSES,
         verdicts=VERDICTS,
         remedies=REMEDIES,
@@ -120,6 +130,7 @@ def _view(
     people = [sorted(group, key=lambda person: -person["score"]) for group in (seen_long, seen_briefly)]
     return {
         "id": f"video{number}",
+        "result": _result(record, header),
         # Messages of failures begin with the path, which would only repeat the name.
         "message": record["message"].rpartition(f"{record['filename']}: ")[2],
         "people": [*people[0], *people[1]],
@@ -131,25 +142,32 @@ def _view(
     }
 
 
+def _result(record: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    """Return the verdict of a video, or its status if it has none."""
+    verdict = record["verdict"] if header["bands"] else None
+    return VERDICTS[verdict] if verdict else STATUSES[record["status"]]
+
+
 def _counts(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> str:
     """Format the number of videos per verdict and status."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        verdict = record["verdict"] if header["bands"] else None
-        counts[VERDICTS[verdict] if verdict else STATUSES[record["status"]]] += 1
+    counts = Counter(_result(record, header) for record in records)
     names = [name for name in (*VERDICTS.values(), *STATUSES.values()) if counts[name]]
     return f"{plural(len(records), 'video')}: " + ", ".join(f"{counts[name]} {name}" for name in names)
 
 
 def _command(arguments: Mapping[str, Any]) -> str:
-    """Return the command line that repeats the run."""
+    """Return the command line that repeats the run, or the call if it was made from Python."""
+    if "output" not in arguments:
+        return f"inference.predict({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
     words = ["python", "predict_folder.py"]
     for key, value in arguments.items():
         option = f"--{key.replace('_', '-')}"
         if value is True:
             words.append(option)
+        elif isinstance(value, list):
+            words += [option, *map(str, value)]
         elif value is not None and value is not False:
-            words += [option, *map(str, value if isinstance(value, list) else [value])]
+            words += [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
     return " ".join(map(_quote, words))
 
 
@@ -186,23 +204,43 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Write the page. Return the exit status."""
-    from inference.submission import UsageError, check_outputs, find_videos
+    from inference.submission import check_outputs
 
     header, records = read_details(args.details)
-    source = args.test_dir or Path(str(header["arguments"].get("test_dir", "")))
-    videos = find_videos(source).videos if args.test_dir or source.exists() else {}
+    videos = _find_videos(args.test_dir, header["arguments"])
     check_outputs([args.output], {**videos, "": args.details})
-    make_folder(args.output.parent)
-    explainer = None
-    if args.explain:
-        from inference.explain import Explainer
-
-        missing = [model["file"] for model in header["models"] if not Path(model["file"]).is_file()]
-        if missing:
-            raise UsageError(f"--explain: needs the checkpoint {missing[0]}, which does not exist. Put it there")
-        explainer = Explainer([model["file"] for model in header["models"]])
-    write_report(args.output, header, records, videos, explainer)
+    explainer = make_explainer(header, "auto") if args.explain else None
+    write_report(args.output, header, records, videos, explainer, _limits(header["arguments"]))
     return cli.OK
+
+
+def make_explainer(header: Mapping[str, Any], device: str) -> Explainer:
+    """Load the networks of a run for heat maps. Raises UserError if a checkpoint is missing or another one."""
+    from inference.explain import Explainer
+
+    for model in header["models"]:
+        if file_facts(Path(model["file"]))[1] != model["sha256"]:
+            raise UserError(f"--explain: {model['file']} is missing or not the checkpoint of the run. Put it there")
+    return Explainer([model["file"] for model in header["models"]], device)
+
+
+def _find_videos(folder: Path | None, arguments: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the videos in a folder, by default that of the run, where there may be none. Raises UsageError."""
+    from inference.submission import UsageError, find_videos
+
+    if folder:
+        return find_videos(folder).videos
+    given = arguments.get("test_dir")
+    try:
+        return find_videos(Path(given)).videos if isinstance(given, str) and given else {}
+    except (UsageError, ValueError):  # a null character
+        return {}
+
+
+def _limits(arguments: Mapping[str, Any]) -> Limits:
+    """Return the limits that a run had, as far as its arguments tell."""
+    values = {name: arguments.get(key) for name, key in zip(Limits._fields, LIMIT_ARGUMENTS, strict=True)}
+    return Limits(**{name: value for name, value in values.items() if type(value) is int and value > 0})
 
 
 if __name__ == "__main__":

@@ -86,10 +86,11 @@ def make_pictures(
     frames: int,
     limits: Limits | None = None,
     explainer: Explainer | None = None,
+    max_size: int = MAX_PICTURES,
 ) -> dict[str, VideoPictures]:
     """Return the pictures of the videos that have faces, by file name.
 
-    Videos with higher scores come first: when MAX_PICTURES is reached, the rest gets no pictures.
+    Videos with higher scores come first: when `max_size` characters are reached, the rest gets no pictures.
 
     Args:
         records: records of --details.
@@ -103,7 +104,7 @@ def make_pictures(
     size = 0
     made = _make_all(with_faces, videos, frames, limits or Limits(), explainer)
     for record in tqdm(with_faces, desc="report", unit="video", disable=None):
-        if size < MAX_PICTURES:
+        if size < min(max_size, MAX_PICTURES):
             found = next(made)
             size += found.size
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -45,6 +44,16 @@ class Line(NamedTuple):
     shape: str
 
 
+def marker_definitions() -> Markup:
+    """Return the markers of all lines, which every page needs once."""
+    markers = "".join(
+        f'<marker id="m{index}" viewBox="-7 -7 14 14" markerWidth="14" markerHeight="14" markerUnits="userSpaceOnUse">'
+        f'<path class="c{index}" d="{shape}"/></marker>'
+        for index, shape in enumerate(SHAPES)
+    )
+    return Markup(f'<svg width="0" height="0" aria-hidden="true"><defs>{markers}</defs></svg>')
+
+
 def lines_of(record: Mapping[str, Any]) -> list[Line]:
     """Return the people who have a line in the plot, the most suspicious first."""
     people = sorted(counted(record["people"]), key=lambda person: -person["score"])[:MAX_LINES]
@@ -71,11 +80,7 @@ def plot(record: Mapping[str, Any], bands: Mapping[str, float] | None) -> Markup
         for run in _runs(faces, person["seen"]):
             for model in models:
                 parts.append(_polyline([(x(face["time"]), _y(face["scores"][model])) for face in run], line, "model"))
-            points = [(x(face["time"]), _y(mean_score(face))) for face in run]
-            parts.append(_polyline(points, line, "mean"))
-            parts += [
-                f'<path class="c{line.color}" d="{line.shape}" transform="translate({a},{b})"/>' for a, b in points
-            ]
+            parts.append(_polyline([(x(face["time"]), _y(mean_score(face))) for face in run], line, "mean"))
     label = f"Scores over {end:.1f} seconds of {len(record['faces'])} faces"
     # Everything in the drawing is a number or a constant.
     return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
@@ -121,14 +126,12 @@ def _timeline(record: Mapping[str, Any], bands: Mapping[str, float] | None, x: A
     parts = [
         f'<rect class="track" x="{LEFT}" y="{TIMELINE}" width="{WIDTH - LEFT - RIGHT}" height="{TIMELINE_HEIGHT}"/>'
     ]
-    for time, score in highest.items():
-        kind, grow = ("fake", 3) if score >= limit else ("seen", 0)
-        parts.append(
-            f'<rect class="{kind}" x="{x(time) - 2:.1f}" y="{TIMELINE - grow}" width="4" '
-            f'height="{TIMELINE_HEIGHT + 2 * grow}"/>'
-        )
+    for kind, grow in (("seen", 0), ("fake", 3)):
+        times = [time for time, score in highest.items() if (score >= limit) == (kind == "fake")]
+        marks = "".join(f"M{x(time):g},{TIMELINE - grow}v{TIMELINE_HEIGHT + 2 * grow}" for time in times)
+        parts.append(f'<path class="mark {kind}" d="{marks}"/>')
     count = sum(score >= limit for score in highest.values())
-    text = f"a face looks fake (score from {limit:.2f}) in {count} of {len(highest)} frames with faces"
+    text = f"a face looks fake (score from {limit:.3f}) in {count} of {len(highest)} frames with faces"
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}" class="muted">{text}</text>')
     return parts
 
@@ -140,7 +143,7 @@ def _runs(faces: Sequence[Mapping[str, Any]], seen: Sequence[Sequence[float]]) -
 
 
 def _polyline(points: Sequence[tuple[float, float]], line: Line, kind: str) -> str:
-    if len(points) < 2:
-        return ""
-    steps = "".join(f"L{x:g},{y:g}" for _, (x, y) in pairwise(points))
-    return f'<path class="{kind} s{line.color}" d="M{points[0][0]:g},{points[0][1]:g}{steps}"/>'
+    """Return a line. A single point gets a line of no length, on which its marker is drawn."""
+    (left, top), *others = points
+    steps = "".join(f"L{x:g},{y:g}" for x, y in others) or "h0"
+    return f'<path class="{kind} s{line.color}" d="M{left:g},{top:g}{steps}"/>'

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.journal import stamp_of
 from inference.details import complete, describe_run
 from inference.loading import DEFAULT_MODEL, load_predictor
 from inference.submission import find_videos, to_record
+
+log = logging.getLogger(__name__)
 
 
 class Results(NamedTuple):
@@ -27,7 +31,7 @@ class Results(NamedTuple):
 
 def predict(
     videos: str | Path,
-    models: Sequence[str | Path] = (DEFAULT_MODEL,),
+    models: str | Path | Sequence[str | Path] = (DEFAULT_MODEL,),
     aggregate: str = "video",
     **options: Any,
 ) -> Results:
@@ -40,14 +44,18 @@ def predict(
         options: keyword arguments of `inference.loading.load_predictor`, e.g. device="cpu" or frames=8.
 
     Raises:
+        UserError: an option has a value that does not exist.
         UsageError: `videos` does not exist or contains no video.
         CheckpointError: a checkpoint cannot be used.
         DeviceError: the device is not available or fails.
     """
-    found = find_videos(Path(videos)).videos
+    found = find_videos(Path(videos))
+    for name, reason in found.unlisted.items():
+        log.warning("%s: the folder cannot be listed (%s). The videos in it are left out", name, reason)
     predictor = load_predictor(models, **options)
-    arguments = {"test_dir": videos, "models": list(models), "aggregate": aggregate, **options}
-    header = describe_run(arguments, predictor, aggregate)
-    scored = zip(found, predictor.predict(found.values()), strict=True)
-    records = [complete(to_record(name, result), header, found[name]) for name, result in scored]
-    return Results(header, records, found)
+    header = describe_run({"videos": videos, "models": models, "aggregate": aggregate, **options}, predictor, aggregate)
+    records = []
+    stamps = {name: stamp_of(path) for name, path in found.videos.items()}
+    for (name, path), result in zip(found.videos.items(), predictor.predict(found.videos.values()), strict=True):
+        records.append(complete(to_record(name, result), header, path, changed=stamp_of(path) != stamps[name]))
+    return Results(header, records, found.videos)

@@ -22,6 +22,9 @@ Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+REMEDY = "Choose a file written by --details of this version, or run predict_folder.py again"
+
+
 class DetailsError(UserError):
     """A file that is not the --details of this version."""
 
@@ -55,7 +58,7 @@ class Method(Line):
 
     frames: Annotated[Count, Field(description="number of frames sampled per video")]
     strategy: Annotated[str, Field(description="aggregation of face scores")]
-    aggregate: Annotated[Literal["video", "person"], Field(description="whose score the video's score is")]
+    aggregate: Annotated[Literal["video", "person"], Field(description="how a video is scored")]
     detector_scale: Annotated[float | Literal["auto"], Field(description="scale of the face detector's input")]
 
 
@@ -65,7 +68,8 @@ class RunHeader(Line):
     record: Literal["run"]
     schema_version: Annotated[Literal[2], Field(description="version of this format")]
     version: Annotated[str, Field(description="version of this project")]
-    created: Annotated[str, Field(description="when the file was written, ISO 8601 in UTC")]
+    created: Annotated[str, Field(description="start of the run, ISO 8601 in UTC")]
+    directory: Annotated[str, Field(description="working directory, which relative paths refer to")]
     arguments: Annotated[dict[str, Any], Field(description="arguments of the command line")]
     models: Annotated[list[Model], Field(min_length=1, description="the checkpoints")]
     bands: Annotated[VerdictBands | None, Field(description="null if the models store no calibration for verdicts")]
@@ -156,7 +160,12 @@ def read_details(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     except OSError as error:
         raise DetailsError(f"{path}: cannot be read ({error.strerror}). Choose a file written by --details") from None
     header = _parse(path, 1, lines[0], RunHeader)
-    return header, [_parse(path, number, line, VideoRecord) for number, line in enumerate(lines[1:], 2)]
+    records = [_parse(path, number, line, VideoRecord) for number, line in enumerate(lines[1:], 2)]
+    names = {model["name"] for model in header["models"]}
+    for number, record in enumerate(records, 2):
+        if record["status"] == "ok" and record["model_scores"].keys() != names:
+            raise DetailsError(f"{path}: line {number} has scores of other models than line 1. {REMEDY}")
+    return header, records
 
 
 def schema() -> dict[str, Any]:
@@ -184,8 +193,7 @@ def _parse(path: Path, number: int, line: str, model: type[Line]) -> dict[str, A
         reason = f"{'.'.join(map(str, details['loc']))}: {details['msg']}"
     except (ValueError, RecursionError):
         reason = "not JSON"
-    remedy = "Choose a file written by --details of this version, or run predict_folder.py again"
-    raise DetailsError(f"{path}: line {number} is not valid ({reason}). {remedy}")
+    raise DetailsError(f"{path}: line {number} is not valid ({reason}). {REMEDY}")
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -167,7 +167,8 @@ def is_record(name: str, record: dict[str, Any]) -> bool:
     """Return whether a record of the progress file is complete enough for the outputs."""
     score = record.get("score")
     is_score = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
-    return is_score and record.get("filename") == name and record.get("status") in READ
+    is_complete = {"video_score", "model_scores", "people", "faces"} <= record.keys()
+    return is_score and is_complete and record.get("filename") == name and record.get("status") in READ
 
 
 def score_videos(videos: dict[str, Path], predictor: Predictor, journal: Journal) -> list[dict[str, Any]]:

@@ -78,7 +78,9 @@ def test_every_option_is_documented(module: str) -> None:
 
 def test_documented_options_exist() -> None:
     existing = set().union(*map(options_of, DOCUMENTED), OTHER_OPTIONS)
-    scripts = [ROOT / "tests" / name for name in ("compare_published.py", "reproduce_training.py")]
+    scripts = [
+        ROOT / "tests" / name for name in ("compare_published.py", "reproduce_training.py", "support/browser.py")
+    ]
     others = [*ROOT.glob("*.sh"), *(ROOT / "benchmarks").glob("*.py"), *scripts]
     for path in others:
         existing |= set(re.findall(OPTION, path.read_text()))

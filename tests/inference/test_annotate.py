@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from skimage.data import astronaut
 
+from common.errors import UserError
 from common.files import OutputError
 from common.jobs import Outcome
 from inference import annotate
-from inference.annotate import annotate_videos, find_labels, find_people, output_paths
+from inference.annotate import annotate_videos, check_folder, find_labels, find_people, output_paths
 from inference.colors import FAKE, REAL, UNDECIDED, score_color
 from preprocessing import sample_clips
 from preprocessing.limits import Limits
@@ -367,3 +368,26 @@ def test_names_of_copies_differ() -> None:
         "out/b.MP4.mp4",
         "out/c/a.mov.mp4",
     ]
+
+
+def test_copies_replace_nothing_else(tmp_path: Path) -> None:
+    """The folder must be new, empty or that of an earlier run, and no copy may have the path of another file."""
+    videos = {"a.mp4": tmp_path / "videos/a.mp4"}
+    (tmp_path / "videos").mkdir()
+    check_folder(tmp_path / "new", videos, [])
+    (tmp_path / "empty").mkdir()
+    check_folder(tmp_path / "empty", videos, [])
+    videos["a.mp4"].touch()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "videos", tmp_path / "file"):
+        with pytest.raises(UserError, match=f"--annotate {folder}: "):
+            check_folder(folder, videos, [])
+    with pytest.raises(UserError, match="would replace"):
+        check_folder(tmp_path / "new", videos, [tmp_path / "new/a.mp4"])
+    earlier = tmp_path / "earlier"
+    (earlier / "progress").mkdir(parents=True)
+    (earlier / "progress/progress.jsonl").touch()
+    check_folder(earlier, videos, [])
+    (earlier / "a.mp4").touch()
+    with pytest.raises(UserError, match="would replace"):
+        check_folder(earlier, {"a.mp4": earlier / "a.mp4"}, [])

@@ -83,12 +83,25 @@ def test_score_of_the_most_suspicious_person() -> None:
 
 def test_reasons_for_low_evidence() -> None:
     video = scored("a.mp4", [0.9])
-    assert low_evidence(video) == []
-    assert low_evidence({**video, "faces": video["faces"][:5]}) == ["few faces (5)"]
-    small = [{**face, "box": [0, 0, 50, 41]} for face in video["faces"]]
-    assert low_evidence({**video, "faces": small}) == ["small faces (median height 41 pixels)"]
-    assert low_evidence({**video, "model_scores": {"a": 0.9, "b": 0.4}}) == ["models disagree"]
-    assert low_evidence({**video, "model_scores": {"a": 0.9, "b": 0.55}}) == []
+    faces, scores, people = video["faces"], video["model_scores"], video["people"]
+    assert low_evidence(faces, scores, people) == []
+    assert low_evidence(faces[:5], scores, people) == ["few faces (5)"]
+    small = [{**face, "box": [0, 0, 50, 41]} for face in faces]
+    assert low_evidence(small, scores, people) == ["small faces (median height 41 pixels)"]
+    assert low_evidence(faces, {"a": 0.9, "b": 0.4}, people) == ["models disagree"]
+    assert low_evidence(faces, {"a": 0.9, "b": 0.55}, people) == []
+
+
+def test_low_evidence_concerns_the_person_who_decides() -> None:
+    run, video = header(bands=BANDS), scored("a.mp4", [0.95, 0.6])
+    brief = [face for face in video["faces"] if face["person"] == 2 or face["frame"] < 24]
+    for face in brief:
+        if face["person"] == 1:
+            face["box"] = [60.0, 100.0, 75.0, 120.0]
+    video["faces"], video["people"][0]["faces"] = brief, 3
+    assert complete(video, run)["low_evidence"] == []
+    run["method"]["aggregate"] = "person"
+    assert complete(video, run)["low_evidence"] == ["few faces (3)", "small faces (median height 20 pixels)"]
 
 
 def test_facts_of_a_file(tmp_path: Path) -> None:

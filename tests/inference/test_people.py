@@ -272,10 +272,10 @@ def test_describe_people():
 
 def test_most_suspicious_person():
     # A false detection in one or two frames does not decide, unless nobody is seen longer.
-    assert most_suspicious([person(0.2), person(0.7), person(0.99, faces=2)]) == 0.7
-    assert most_suspicious([person(0.2), person(0.8, faces=3)]) == 0.8
-    assert most_suspicious([person(0.2, faces=2), person(0.9, faces=1)]) == 0.2
-    assert most_suspicious([person(0.2, faces=1), person(0.9, faces=1)]) == 0.9
+    assert most_suspicious([person(0.2), person(0.7), person(0.99, faces=2)])["score"] == 0.7
+    assert most_suspicious([person(0.2), person(0.8, faces=3)])["score"] == 0.8
+    assert most_suspicious([person(0.2, faces=2), person(0.9, faces=1)])["score"] == 0.2
+    assert most_suspicious([person(0.2, faces=1), person(0.9, faces=1)])["score"] == 0.9
 
 
 @pytest.mark.parametrize(

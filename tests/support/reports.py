@@ -33,6 +33,7 @@ def header(models: Sequence[str] = MODELS, bands: dict[str, Any] | None = None) 
         "schema_version": 2,
         "version": "1.1.0",
         "created": "2026-11-25T08:40:00+00:00",
+        "directory": "/home/user",
         "arguments": {
             "test_dir": "my videos",
             "output": "out.csv",
