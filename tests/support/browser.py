@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
             page.pdf(path=args.output, format="A4", margin=dict.fromkeys(("top", "bottom", "left", "right"), "15mm"))
         else:
             if not args.height:  # sections outside of the window are not drawn
-                for _ in range(2):  # the first time, their heights are estimates
+                for _ in range(4):  # the first times, their heights are estimates
                     size["height"] = page.evaluate("document.documentElement.scrollHeight")
                     page.set_viewport_size(size)
             page.screenshot(path=args.output)
