@@ -48,16 +48,16 @@ for (const input of [filterName, filterResult, filterLow]) input.addEventListene
 document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
 
 // A link to a video opens its section.
-function open() {
+function openTarget() {
   const target = location.hash && document.getElementById(location.hash.slice(1));
   if (target && target.tagName === "DETAILS") target.open = true;
 }
-addEventListener("hashchange", open);
+addEventListener("hashchange", openTarget);
 body.addEventListener("click", (event) => {
   const link = event.target.closest("a");
   if (link) document.querySelector(link.hash).open = true;
 });
-open();
+openTarget();
 
 // Print all sections.
 let closed = [];
