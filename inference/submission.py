@@ -18,7 +18,7 @@ from common import __version__
 from common.errors import UserError
 from common.files import atomic_write, make_folder, temporary_path
 from common.journal import Journal, stamp_of
-from common.text import abbreviate, plural
+from common.text import abbreviate, plural, printable, shorten
 from inference.details import PEOPLE_DISAGREE, complete
 from preprocessing.layout import VIDEO_SUFFIXES
 
@@ -230,12 +230,19 @@ def complete_records(
         videos: path by name.
         journal: the status records of the run.
         hash_files: whether to add the size and the SHA-256 of each file.
+
+    Raises:
+        UsageError: a record that an earlier run has stored is damaged.
     """
     completed = []
     for record in records:
         name = record["filename"]
         changed = record["status"] in READ and journal.get(name, stamp_of(videos[name])) is None
-        completed.append(complete(record, header, videos[name] if hash_files else None, changed))
+        try:
+            completed.append(complete(record, header, videos[name] if hash_files else None, changed))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            reason = f"the record of {shorten(printable(name))} is damaged"
+            raise UsageError(f"{journal.path}: {reason}. Start over with --overwrite") from None
     return completed
 
 

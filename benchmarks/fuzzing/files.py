@@ -66,7 +66,8 @@ class JournalTarget(Target):
         self.records = {f"clip {number}.mp4": self._record(f"clip {number}.mp4", number / 8) for number in range(8)}
 
     def _record(self, name: str, score: float) -> dict[str, Any]:
-        return {"filename": name, "status": "ok", "message": "", "notes": [], "score": score, "faces": []}
+        scores = {"score": score, "video_score": score, "model_scores": {}}
+        return {"filename": name, "status": "ok", "message": "", "notes": [], **scores, "faces": [], "people": []}
 
     def make(self, rng: random.Random, folder: Path) -> None:
         path = folder / "original.jsonl"

@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.journal import Journal
 from inference import submission
 from inference.predictor import VideoScore
+from tests.support.reports import header, scored
 
 SETTINGS = {"version": submission.RECORD_VERSION, "models": ["abc"], "strategy": "confident"}
 
@@ -268,3 +269,11 @@ def test_output_must_be_a_file(videos: dict[str, Path], tmp_path: Path, monkeypa
     submission.check_outputs([Path("link.csv")], videos)
     Path("link.csv").symlink_to("link.csv")
     submission.check_outputs([Path("link.csv")], videos)
+
+
+def test_damaged_record_of_an_earlier_run_is_an_error(videos: dict[str, Path], tmp_path: Path):
+    run = header()
+    journal = Journal(tmp_path / "progress.jsonl", SETTINGS, is_valid=submission.is_record)
+    record = {**scored("a.mp4", [0.9, 0.2]), "people": [{"person": 1}]}
+    with pytest.raises(UserError, match=rf"{journal.path}: the record of a\.mp4 is damaged.*--overwrite"):
+        submission.complete_records([record], run, videos, journal, hash_files=False)
