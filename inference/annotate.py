@@ -31,6 +31,7 @@ from common.files import atomic_file, atomic_write, make_folder, temporary_path
 from common.jobs import Job, Outcome
 from common.text import plural
 from inference.colors import score_color
+from inference.people import mean_score
 from inference.sound import Sound, error_text
 from preprocessing.limits import MAX_PIXELS, Limits
 from preprocessing.video import Clip, VideoError, iter_frames
@@ -171,7 +172,7 @@ def find_people(record: Mapping[str, Any]) -> dict[int, list[list[Sighting]]]:
         faces = [face for face in record["faces"] if face["person"] == number]
         people[number] = [
             [
-                Sighting(face["frame"], face["box"], float(np.mean(list(face["scores"].values()))))
+                Sighting(face["frame"], face["box"], mean_score(face))
                 for face in sorted(faces, key=lambda face: face["frame"])
                 if first <= face["time"] <= last
             ]

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 # Version of the format. Increase it when a key is removed or changes its meaning.
 SCHEMA_VERSION = 2
-# A video with fewer faces, or smaller ones (median height of the boxes in pixels), is weak evidence. Networks see faces
-# at 160 pixels or more, and the detector misses most faces below 40 pixels.
+# A video with fewer faces, or smaller ones (median height of the boxes in pixels), is weak evidence: networks see faces
+# enlarged to 160 pixels or more.
 FEW_FACES, SMALL_FACE = 8, 64
-# Whose score a video gets: that of all faces together, or the most suspicious person's.
+# How a video is scored: from all its faces, or by its most suspicious person.
 AGGREGATES = ("video", "person")
 # A reason of `low_evidence`.
 PEOPLE_DISAGREE = "people disagree"
@@ -80,16 +80,13 @@ def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: 
     }
 
 
-def complete(
-    record: dict[str, Any], header: Mapping[str, Any], path: Path | None = None, changed: bool = False
-) -> dict[str, Any]:
+def complete(record: dict[str, Any], header: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
     """Return a video's record as it is in --details: with the score and the verdict that the run asks for.
 
     Args:
         record: result of `inference.submission.to_record`.
         header: result of `describe_run`.
-        path: the file, to add its size and SHA-256; None leaves them out.
-        changed: whether the file has changed since it was scored; then it has no SHA-256.
+        path: the file, to add its size and SHA-256; None leaves them out, as for a file that has changed since.
     """
     has_score = record["status"] == "ok"
     score, faces, model_scores = record["video_score"], record["faces"], record["model_scores"]
@@ -97,7 +94,7 @@ def complete(
         person = most_suspicious(record["people"])
         score, model_scores = person["score"], person["scores"]
         faces = [face for face in faces if face["person"] == person["person"]]
-    size, digest = (None, None) if path is None or changed else file_facts(path)
+    size, digest = file_facts(path) if path else (None, None)
     return {
         "record": "video",
         **record,

@@ -144,6 +144,11 @@ def describe_people(
     return people
 
 
+def mean_score(face: Mapping[str, Any]) -> float:
+    """Return the mean of a face's scores over the models."""
+    return float(np.mean(list(face["scores"].values())))
+
+
 def most_suspicious(people: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the person with the highest score of those who are seen long enough, see `counted`."""
     return max(counted(people), key=lambda person: person["score"])

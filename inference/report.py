@@ -27,8 +27,8 @@ from common.files import atomic_write
 from common.text import MAX_NAME, plural, printable, shorten
 from inference.colors import score_color
 from inference.details import file_facts
-from inference.people import counted
-from inference.report_pictures import VideoPictures, make_pictures, mean_score
+from inference.people import counted, mean_score
+from inference.report_pictures import VideoPictures, make_pictures
 from inference.report_plot import lines_of, marker_definitions, plot
 from inference.schema import read_details
 from preprocessing.limits import Limits

@@ -22,7 +22,7 @@ from common.errors import UserError
 from inference.colors import score_color
 from inference.decoder import Decoder, SampledFrame, StartOver, default_workers
 from inference.details import file_facts
-from inference.people import counted
+from inference.people import counted, mean_score
 from preprocessing.crops import MarginCrop, cut, resize_longer_side
 from preprocessing.limits import Limits
 from preprocessing.video import VideoError
@@ -207,11 +207,6 @@ def decisive_faces(record: Record, count: int = FACES) -> list[Record]:
 
 def _decisiveness(face: Record) -> float:
     return abs(mean_score(face) - 0.5)
-
-
-def mean_score(face: Record) -> float:
-    """Return the mean of a face's scores over the models."""
-    return float(np.mean(list(face["scores"].values())))
 
 
 def _overview(record: Record, frame: SampledFrame) -> str:

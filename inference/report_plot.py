@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from inference.people import counted
-from inference.report_pictures import mean_score
+from inference.people import counted, mean_score
 
 # Size of the drawing and of the plot's area in it, in pixels.
 WIDTH, HEIGHT = 720, 250

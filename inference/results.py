@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +9,7 @@ from typing import Any, NamedTuple
 from common.journal import stamp_of
 from inference.details import complete, describe_run
 from inference.loading import DEFAULT_MODEL, load_predictor
-from inference.submission import find_videos, to_record
-
-log = logging.getLogger(__name__)
+from inference.submission import find_videos, to_record, warn_of_unlisted
 
 
 class Results(NamedTuple):
@@ -40,7 +37,7 @@ def predict(
     Args:
         videos: the video or folder.
         models: checkpoints; by default the embedded model.
-        aggregate: whose score a video gets: `video`, that of all faces, or `person`, the most suspicious person's.
+        aggregate: how a video is scored: from all its faces (`video`) or by its most suspicious person (`person`).
         options: keyword arguments of `inference.loading.load_predictor`, e.g. device="cpu" or frames=8.
 
     Raises:
@@ -50,12 +47,12 @@ def predict(
         DeviceError: the device is not available or fails.
     """
     found = find_videos(Path(videos))
-    for name, reason in found.unlisted.items():
-        log.warning("%s: the folder cannot be listed (%s). The videos in it are left out", name, reason)
+    warn_of_unlisted(found)
     predictor = load_predictor(models, **options)
     header = describe_run({"videos": videos, "models": models, "aggregate": aggregate, **options}, predictor, aggregate)
     records = []
     stamps = {name: stamp_of(path) for name, path in found.videos.items()}
     for (name, path), result in zip(found.videos.items(), predictor.predict(found.videos.values()), strict=True):
-        records.append(complete(to_record(name, result), header, path, changed=stamp_of(path) != stamps[name]))
+        unchanged = stamp_of(path) == stamps[name]
+        records.append(complete(to_record(name, result), header, path if unchanged else None))
     return Results(header, records, found.videos)

@@ -237,9 +237,11 @@ def complete_records(
     completed = []
     for record in records:
         name = record["filename"]
-        changed = record["status"] in READ and journal.get(name, stamp_of(videos[name])) is None
+        path = videos[name] if hash_files else None
+        if path and record["status"] in READ and journal.get(name, stamp_of(path)) is None:
+            path = None  # the file has changed since it was scored
         try:
-            completed.append(complete(record, header, videos[name] if hash_files else None, changed))
+            completed.append(complete(record, header, path))
         except (LookupError, TypeError, ValueError, AttributeError):
             reason = f"the record of {shorten(printable(name))} is damaged"
             raise UsageError(f"{journal.path}: {reason}. Start over with --overwrite") from None
@@ -269,10 +271,15 @@ def summarize(records: Sequence[dict[str, Any]], unlisted: Mapping[str, str]) ->
     )
 
 
-def log_start(found: Found, models: Sequence[str], where: str) -> None:
-    """Log the number of videos, the skipped files and folders, the models and where they run."""
+def warn_of_unlisted(found: Found) -> None:
+    """Log the folders that cannot be listed."""
     for name, reason in found.unlisted.items():
         log.warning("%s: the folder cannot be listed (%s). The videos in it are left out", name, reason)
+
+
+def log_start(found: Found, models: Sequence[str], where: str) -> None:
+    """Log the number of videos, the skipped files and folders, the models and where they run."""
+    warn_of_unlisted(found)
     if found.others:
         log.info("skipped, not videos: %s", abbreviate(found.others))
     log.info("%s, %s on %s", plural(len(found.videos), "video"), abbreviate(models), where)

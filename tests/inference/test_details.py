@@ -110,6 +110,6 @@ def test_facts_of_a_file(tmp_path: Path) -> None:
     run, video = header(), scored("a.mp4", [0.9])
     known = complete(video, run, path)
     assert (known["bytes"], known["sha256"]) == (3, hashlib.sha256(b"abc").hexdigest())
-    for other in (complete(video, run, path, changed=True), complete(video, run, tmp_path / "none.mp4")):
+    for other in (complete(video, run), complete(video, run, tmp_path / "none.mp4")):
         assert (other["bytes"], other["sha256"]) == (None, None)
     assert details.file_facts(Path("/dev/zero")) == (None, None)

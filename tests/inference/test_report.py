@@ -19,8 +19,9 @@ import pytest
 from common.errors import UserError
 from inference import predict, report_pictures
 from inference.details import sha256
+from inference.people import mean_score
 from inference.report import make_explainer, render, write_report
-from inference.report_pictures import FacePicture, VideoPictures, decisive_faces, make_pictures, mean_score
+from inference.report_pictures import FacePicture, VideoPictures, decisive_faces, make_pictures
 from inference.schema import DetailsError, read_details
 from preprocessing import sample_clips
 from preprocessing.video import Clip, iter_frames

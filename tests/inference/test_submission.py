@@ -277,3 +277,14 @@ def test_damaged_record_of_an_earlier_run_is_an_error(videos: dict[str, Path], t
     record = {**scored("a.mp4", [0.9, 0.2]), "people": [{"person": 1}]}
     with pytest.raises(UserError, match=rf"{journal.path}: the record of a\.mp4 is damaged.*--overwrite"):
         submission.complete_records([record], run, videos, journal, hash_files=False)
+
+
+def test_file_that_has_changed_since_it_was_scored_has_no_hash(videos: dict[str, Path], tmp_path: Path):
+    journal = Journal(tmp_path / "progress.jsonl", SETTINGS, is_valid=submission.is_record)
+    record, videos = scored("a.mp4", [0.9]), {"a.mp4": videos["a.mp4"]}
+    journal.add("a.mp4", submission.stamp_of(videos["a.mp4"]), record)
+    [before] = submission.complete_records([record], header(), videos, journal, hash_files=True)
+    videos["a.mp4"].write_bytes(b"another video")
+    [after] = submission.complete_records([record], header(), videos, journal, hash_files=True)
+    assert (len(before["sha256"]), before["bytes"]) == (64, 100)
+    assert (after["sha256"], after["bytes"], after["score"]) == (None, None, before["score"])
