@@ -25,10 +25,10 @@ from typing import Any
 from common import cli
 from common.allocator import keep_freed_memory
 from common.device import PRECISIONS
+from common.executors import add_time_limits
 from common.files import lock
 from common.journal import Journal
 from common.text import plural
-from common.watchdog import TIMEOUT
 from inference import submission
 from inference.aggregation import FRAMES, STRATEGIES
 from inference.details import AGGREGATES, describe_run, write_details
@@ -89,7 +89,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the classifiers")
     add("--batch-size", type=cli.positive, help="number of faces per forward pass (default: depends on the device)")
     add("--workers", type=cli.positive, help="number of videos decoded concurrently (default: by number of CPU cores)")
-    add = parser.add_argument_group("limits of a video, which is too_large or unreadable beyond them").add_argument
+    limits = parser.add_argument_group("limits of a video, which is too_large or unreadable beyond them")
+    add = limits.add_argument
     add("--max-pixels", type=cli.positive, default=MAX_PIXELS, metavar="N", help="largest frame, width x height")
     add(
         "--decoder-memory",
@@ -98,13 +99,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="MIB",
         help="memory of each process that decodes a video",
     )
-    add(
-        "--timeout",
-        type=cli.positive,
-        default=int(TIMEOUT),
-        metavar="SECONDS",
-        help="time without progress after which decoding a video is given up",
-    )
+    add_time_limits(limits)
     return parser
 
 
@@ -146,7 +141,7 @@ def main(args: argparse.Namespace) -> int:
 
         check_folder(args.annotate, found.videos, outputs)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
-    limits = Limits(args.max_pixels, args.decoder_memory, args.timeout)
+    limits = Limits(args.max_pixels, args.decoder_memory, args.timeout, args.clip_timeout)
     predictor = load_predictor(
         checkpoints,
         args.device,

@@ -13,6 +13,7 @@ usage: $0 DATA_ROOT [options]
   --crops-dir DIR      folder of the crops within DATA_ROOT
   --max-pixels N       largest frame, width x height
   --timeout SECONDS    fail a clip when decoding makes no progress for this long
+  --clip-timeout SECONDS   fail a clip that takes longer than this
   --all-originals      list also the originals that no fake names, which DFDC's folds.csv leaves out
   --preview N          write contact sheets of N crops, landmarks and masks to DATA_ROOT/previews/
   --retry-failed       re-run the clips that failed in an earlier run

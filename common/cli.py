@@ -79,6 +79,20 @@ def finite(text: str) -> float:
     return float(text)
 
 
+def positive_number(text: str) -> float:
+    """Argument type: a positive finite number."""
+    if finite(text) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return float(text)
+
+
+def not_negative_number(text: str) -> float:
+    """Argument type: a non-negative finite number."""
+    if finite(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return float(text)
+
+
 def main(
     program: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, resumable: bool = False
 ) -> None:

@@ -1,4 +1,4 @@
-"""Notice native calls that do not return, such as a decoder in an endless loop.
+"""Time limits of clips: notice native calls that do not return, such as a decoder in an endless loop.
 
 A worker process marks the calls that it makes; its parent reads the marks and kills the process if a call takes too
 long. A thread in the same process could not stop such a call.
@@ -12,12 +12,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 # Default limit in seconds. A call opens a file, reads a packet or decodes one; slow network storage may take a while.
 TIMEOUT = 60.0
+# Default limit of a whole clip in seconds. Only clips of several hours come close.
+CLIP_TIMEOUT = 3600.0
 
 _watchdog: Marks | None = None
+
+
+class TimeLimits(NamedTuple):
+    """What a clip may take, in seconds.
+
+    Attributes:
+        stall: one native call.
+        clip: the whole clip.
+    """
+
+    stall: float = TIMEOUT
+    clip: float = CLIP_TIMEOUT
 
 
 class Marks(Protocol):
@@ -55,13 +69,18 @@ class Watchdog:
         """Mark the end of a call."""
         self._started.value = 0.0
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether the worker process has started."""
+        return bool(self._pid.value)
+
     def is_stalled(self, timeout: float) -> bool:
         """Return whether a call has taken longer than `timeout` seconds."""
         started = self._started.value
         return bool(started) and time.monotonic() - started > timeout
 
     def kill(self) -> None:
-        """Kill the worker process."""
+        """Kill the worker process, which must have started."""
         os.kill(self._pid.value, signal.SIGKILL)
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,10 @@ from av.video.reformatter import Colorspace
 from common import jobs
 from common.errors import ClipError, UserError
 from common.files import atomic_file, atomic_write, make_folder, temporary_path
-from common.jobs import Job, Outcome
+from common.local_executor import run_local
+from common.outcome import FAILED, Job, Outcome
 from common.text import plural
+from common.watchdog import TimeLimits
 from inference.colors import score_color
 from inference.people import mean_score
 from inference.sound import Sound, error_text
@@ -110,7 +113,7 @@ def annotate_videos(
         name = record["filename"]
         output, drawn = paths[name]
         if problem := _problem(paths[name], written):
-            outcomes[name] = Outcome(jobs.FAILED, f"{name}: {problem}")
+            outcomes[name] = Outcome(FAILED, f"{name}: {problem}")
             log.warning("%s: no annotated copy: %s", name, problem)
             continue
         make_folder(drawn.parent)
@@ -119,7 +122,8 @@ def annotate_videos(
     settings = {"stage": "annotate", "version": VERSION}
     # The folder of the progress stands for the output folder, because status records are kept beside the latter.
     progress = folder / PROGRESS
-    return outcomes | jobs.run(annotate, todo, progress, settings, workers, retry_failed=True, timeout=limits.timeout)
+    execute = partial(run_local, limits=TimeLimits(limits.timeout, limits.clip_timeout))
+    return outcomes | jobs.run(annotate, todo, progress, settings, workers, retry_failed=True, execute=execute)
 
 
 def check_folder(folder: Path, videos: Mapping[str, Path], outputs: Iterable[Path]) -> None:
@@ -273,7 +277,7 @@ def _write_silent(clip: Clip, people: People, path: Path) -> int:
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, OSError):
             raise
-        raise ClipError(clip.path, f"cannot be encoded as H.264 ({error_text(error)})", jobs.FAILED) from None
+        raise ClipError(clip.path, f"cannot be encoded as H.264 ({error_text(error)})", FAILED) from None
 
 
 def _write(clip: Clip, people: People, path: Path, notes: list[str] | None = None) -> int:

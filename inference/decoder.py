@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ LARGE_FRAME = 32 * 2**20
 PIPE_SIZE = 2**20
 # Exit status of a worker process that its watchdog has ended.
 STALLED = 1
+# Seconds to wait for a killed process.
+GRACE = 5.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -87,7 +90,7 @@ class Decoder:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.notes: list[str] = []
-        self._path = Path()
+        self._path, self._seconds_left = Path(), limits.clip_timeout
         self._start()
 
     def open(self, path: Path, count: int) -> VideoInfo:
@@ -97,7 +100,7 @@ class Decoder:
             VideoError: the video cannot be decoded.
             DecoderError: the worker process cannot start.
         """
-        self._path = path
+        self._path, self._seconds_left = path, self.limits.clip_timeout
         if self._process.poll() is not None:
             self._start()
         if not self._ready:
@@ -157,12 +160,21 @@ class Decoder:
     def _receive(self) -> tuple[str, Any]:
         """Return the kind and the content of the next message. Raises StartOver and VideoError."""
         with self._explain_death():
+            self._wait()
             kind, content = json.loads(self._replies.recv_bytes())
         if kind == "error":
             raise VideoError(self._path, content["reason"], content["status"])
         if kind == "start over":
             raise StartOver
         return kind, content
+
+    def _wait(self) -> None:
+        """Wait for the next message. Raises VideoError when all waiting for the video exceeds the limit."""
+        start = time.monotonic()
+        if not self._replies.poll(self._seconds_left):
+            self.kill()
+            raise VideoError(self._path, f"not decoded after {self.limits.clip_timeout:g} s. See --clip-timeout")
+        self._seconds_left -= time.monotonic() - start
 
     def _read_into(self, pixels: memoryview) -> None:
         """Read the bytes of a frame. A Connection would hold them twice."""
@@ -206,4 +218,5 @@ def _enlarge(pipe: int) -> None:
 
 def _end(process: subprocess.Popen) -> None:
     process.kill()
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # a process that waits for its storage dies later
+        process.wait(GRACE)

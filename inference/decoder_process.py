@@ -1,6 +1,6 @@
 """The worker process of a Decoder: decode videos, one at a time, within limits.
 
-    python -m inference.decoder_process REQUESTS REPLIES PIXELS MEMORY TIMEOUT
+    python -m inference.decoder_process REQUESTS REPLIES PIXELS MEMORY TIMEOUT CLIP_TIMEOUT
 
 Messages are lists in JSON, [kind, content], so that a decoder that a hostile file has taken over can send no objects:
 
@@ -123,13 +123,13 @@ class Server:
         self._send("end", clip.notes)
 
 
-def main(requests: str, replies: str, pixels: str, memory: str, timeout: str) -> None:
-    """Serve requests. Both pipes are given as file descriptors."""
+def main(requests: str, replies: str, pixels: str, memory: str, timeout: str, clip_timeout: str) -> None:
+    """Serve requests. Both pipes are given as file descriptors. The other process enforces the last limit."""
     keep_some_freed_memory()
     size = int(memory) * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     connections = Connection(int(requests), writable=False), Connection(int(replies), readable=False)
-    Server(*connections, Limits(int(pixels), int(memory), float(timeout))).serve()
+    Server(*connections, Limits(int(pixels), int(memory), float(timeout), float(clip_timeout))).serve()
 
 
 if __name__ == "__main__":

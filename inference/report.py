@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from inference.explain import Explainer
 
 # Arguments of predict_folder.py for the fields of Limits.
-LIMIT_ARGUMENTS = ("max_pixels", "decoder_memory", "timeout")
+LIMIT_ARGUMENTS = ("max_pixels", "decoder_memory", "timeout", "clip_timeout")
 FOLDER = Path(__file__).resolve().parent
 STATUSES = {"ok": "scored", "no_face": "no face", "unreadable": "unreadable", "too_large": "too large"}
 VERDICTS = {"likely_fake": "likely fake", "inconclusive": "inconclusive", "likely_real": "likely real"}

@@ -22,7 +22,7 @@ if not __package__:
 
 from common import cli
 from common.files import atomic_file, atomic_write, make_folder
-from common.jobs import Job, Outcome
+from common.outcome import Job, Outcome
 from common.text import plural
 from preprocessing import stage
 from preprocessing.dataset import description_files

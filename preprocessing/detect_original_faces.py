@@ -16,7 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import cli
-from common.jobs import Job, Outcome
+from common.outcome import Job, Outcome
 from common.text import abbreviate
 from preprocessing import stage
 from preprocessing.boxes import Boxes, write_boxes

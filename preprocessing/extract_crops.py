@@ -25,7 +25,7 @@ if not __package__:
 
 from common import cli
 from common.files import atomic_folder
-from common.jobs import Job, Outcome
+from common.outcome import Job, Outcome
 from common.text import plural
 from preprocessing import stage
 from preprocessing.boxes import Boxes, face_numbers, read_boxes

@@ -28,7 +28,7 @@ if not __package__:
 
 from common import cli
 from common.files import atomic_file, make_folder
-from common.jobs import Outcome, StageError
+from common.outcome import Outcome, StageError
 from common.text import plural
 from preprocessing import stage
 from preprocessing.dataset import Dataset, Video

@@ -25,7 +25,7 @@ if not __package__:
 
 from common import cli
 from common.files import atomic_folder
-from common.jobs import Job, Outcome
+from common.outcome import Job, Outcome
 from preprocessing import stage
 from preprocessing.boxes import BoxesError, face_numbers, overlap, read_boxes
 from preprocessing.contact_sheet import LANDMARK_COLORS, Sample

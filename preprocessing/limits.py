@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from common.watchdog import TIMEOUT
+from common.watchdog import CLIP_TIMEOUT, TIMEOUT
 
 # Default limit of a frame's size, in pixels: 8192 x 4320 (8K) is within it.
 MAX_PIXELS = 36_000_000
@@ -19,8 +19,10 @@ class Limits(NamedTuple):
         pixels: largest frame, width * height.
         memory: memory of a process that decodes, in MiB.
         timeout: seconds without progress after which a video is given up.
+        clip_timeout: seconds of decoding after which a video is given up.
     """
 
     pixels: int = MAX_PIXELS
     memory: int = MAX_MEMORY
     timeout: float = TIMEOUT
+    clip_timeout: float = CLIP_TIMEOUT

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common import cli, jobs
-from common.jobs import Job, Outcome, StageError, Statuses
+from common.executors import add_time_limits, choose_executor
+from common.outcome import Job, Outcome, StageError, Statuses
 from common.text import abbreviate, plural
-from common.watchdog import TIMEOUT
 from preprocessing.contact_sheet import Sample, draw_samples
 from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
 from preprocessing.detector_scale import parse_scale
@@ -32,19 +32,14 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     add("--layout", choices=("auto", *LAYOUTS), default="auto", help="layout of the dataset's files")
     add("--crops-dir", type=Path, default=Path(CROPS), help="folder of the crops within DATA_ROOT")
     add("--no-dataset-report", action="store_true", help="do not list the dataset's problems")
-    add = parser.add_argument_group("run").add_argument
-    add("--workers", type=cli.positive, default=os.cpu_count(), help="number of worker processes")
+    run = parser.add_argument_group("run")
+    add = run.add_argument
+    add("--workers", type=cli.positive, help="number of worker processes (default: one per CPU core)")
     add("--retry-failed", action="store_true", help="re-run the clips that failed in an earlier run")
     add("--overwrite", action="store_true", help="start over instead of resuming")
     add("--max-pixels", type=cli.positive, default=MAX_PIXELS, metavar="N", help="largest frame size, width x height")
-    add(
-        "--timeout",
-        type=cli.positive,
-        default=round(TIMEOUT),
-        metavar="SECONDS",
-        help="fail a clip when decoding makes no progress for this long",
-    )
     add("--preview", type=cli.positive, metavar="N", help="write a contact sheet of N samples to DATA_ROOT/previews/")
+    add_time_limits(run)
     add = parser.add_argument_group("face detector (stages 1 and 3)").add_argument
     add(
         "--detector-scale",
@@ -98,8 +93,9 @@ def run_jobs(
     root = Path(os.path.realpath(args.root_dir))  # unlike Path.resolve, accepts a symbolic link to itself
     if Path(os.path.realpath(output)) in (root, *root.parents):
         raise StageError(f"{output}: contains the dataset. Choose another folder for the outputs")
+    execute = choose_executor(args)
     outcomes = jobs.run(
-        function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite, args.timeout
+        function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite, execute
     )
     remedy = f"Fix the cause and re-run with --retry-failed. All messages are in {jobs.journal_path(output)}"
     status = report({**outcomes, **(extra or {})}, remedy)

@@ -17,8 +17,9 @@ from skimage.data import astronaut
 
 from benchmarks.fuzzing.mutations import mutate_bytes
 from benchmarks.fuzzing.target import Result, Target, clear, expect, generator, message_problem
-from common import jobs
-from common.jobs import Job, Outcome
+from common.local_executor import run_local
+from common.outcome import CRASHED, Job, Outcome
+from common.watchdog import TimeLimits
 from inference.decoder import Decoder, SampledFrame, StartOver
 from preprocessing.layout import FRAME_STEP
 from preprocessing.limits import Limits
@@ -222,11 +223,11 @@ class StageTarget(Target):
         for number in numbers:
             path = write_mutant(generator(seed, self.name, number), self.seeds, folder, str(number))
             todo.append(Job(str(number), (path,), folder / "output", (path, folder / "output")))
-        for _, outcome in jobs.run_local(read_all_frames, todo, 1, TIMEOUT):
+        for _, outcome in run_local(read_all_frames, todo, 1, TimeLimits(TIMEOUT)):
             if outcome.status in FAILURES:
                 reason = re.search("no progress", outcome.message)
                 yield Result(reason[0] if reason else outcome.status, message_problem(outcome.message))
-            elif outcome.status == jobs.CRASHED:
+            elif outcome.status == CRASHED:
                 yield Result(outcome.status)
             else:
                 yield Result(outcome.status, "" if outcome.status in ("ok", "no frame") else outcome.message)

@@ -6,14 +6,19 @@ import json
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from common.errors import ClipError
 from common.files import OutputError, atomic_write
-from common.jobs import MAX_CRASHES, Job, Outcome, StageError, run, summarize
-from common.watchdog import native_call
+from common.jobs import MAX_CRASHES, run, summarize
+from common.local_executor import run_local
+from common.outcome import Job, Outcome, StageError
+from common.watchdog import TimeLimits, native_call
+
+IMPATIENT = partial(run_local, limits=TimeLimits(stall=1))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +39,8 @@ def work(name: str, output: Path) -> Outcome:
         raise OutputError("no space")
     if name == "memory":
         raise MemoryError
+    if name == "sleeps":
+        time.sleep(600)
     if name.startswith("stalls"):
         with native_call():
             time.sleep(600)
@@ -75,13 +82,13 @@ def test_stalled_calls_fail_their_clips_only(tmp_path: Path):
     """They do not count as crashes, of which MAX_CRASHES in a row end the run."""
     folder = tmp_path / "out"
     stalls = [f"stalls{number}" for number in range(MAX_CRASHES)]
-    outcomes = run(work, make_jobs(folder, "a", *stalls, "b"), folder, {}, workers=MAX_CRASHES + 1, timeout=1)
+    outcomes = run(work, make_jobs(folder, "a", *stalls, "b"), folder, {}, workers=MAX_CRASHES + 1, execute=IMPATIENT)
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         **dict.fromkeys("ab", "ok"),
         **dict.fromkeys(stalls, "unreadable"),
     }
     assert "--timeout" in outcomes["stalls0"].message
-    again = run(work, make_jobs(folder, "stalls0"), folder, {}, workers=1, timeout=1)
+    again = run(work, make_jobs(folder, "stalls0"), folder, {}, workers=1, execute=IMPATIENT)
     assert again == {"stalls0": outcomes["stalls0"]}  # from the journal
 
 
@@ -168,6 +175,18 @@ def test_refuses_the_folder_of_another_stage(tmp_path: Path):
     run(work, make_jobs(folder, "a"), folder, {"stage": "one"}, workers=1)
     with pytest.raises(StageError, match=str(folder)):
         run(work, make_jobs(folder, "a"), folder, {"stage": "two"}, workers=1)
+
+
+def test_clip_that_takes_too_long(tmp_path: Path):
+    folder = tmp_path / "out"
+    execute = partial(run_local, limits=TimeLimits(clip=6))  # a worker process needs some of it to start
+    outcomes = run(work, make_jobs(folder, "a", "sleeps", "b"), folder, {}, workers=1, execute=execute)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        **dict.fromkeys("ab", "ok"),
+        "sleeps": "unreadable",
+    }
+    assert "--clip-timeout" in outcomes["sleeps"].message
+    assert 6 < outcomes["sleeps"].seconds < 60
 
 
 def test_accepts_another_executor(tmp_path: Path):

@@ -15,7 +15,7 @@ from skimage.data import astronaut
 
 from common.errors import UserError
 from common.files import OutputError
-from common.jobs import Outcome
+from common.outcome import Outcome
 from inference import annotate
 from inference.annotate import annotate_videos, check_folder, find_labels, find_people, output_paths
 from inference.colors import FAKE, REAL, UNDECIDED, score_color

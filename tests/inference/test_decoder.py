@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +87,20 @@ def test_failure_costs_one_video(
         decode(decoder, path, 4)
     assert error.value.status == status
     assert str(path) in str(error.value)
+    assert len(decode(decoder, face_video, 4)) == 4
+    decoder.kill()
+
+
+def test_video_that_takes_too_long(face_video: Path):
+    """Even if the worker process does not run at all."""
+    decoder = Decoder(Limits(clip_timeout=3))
+    assert len(decode(decoder, face_video, 4)) == 4  # the limit starts over with each video
+    os.kill(decoder._process.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(VideoError, match="--clip-timeout") as error:
+        decode(decoder, face_video, 4)
+    assert error.value.status == "unreadable"
+    assert 3 <= time.monotonic() - start < 60
     assert len(decode(decoder, face_video, 4)) == 4
     decoder.kill()
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common.jobs import Outcome
+from common.outcome import Outcome
 from preprocessing import sample_clips
 from preprocessing.dataset import read_dataset
 from preprocessing.detect_original_faces import detect

@@ -14,8 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from common import jobs, watchdog
-from common.jobs import Job, Outcome
+from common import watchdog
+from common.local_executor import run_local
+from common.outcome import Job, Outcome
+from common.watchdog import TimeLimits
 from preprocessing import container
 from preprocessing.boxes import read_boxes
 from preprocessing.detect_original_faces import detect
@@ -234,7 +236,7 @@ def test_a_decoder_that_makes_no_progress_costs_one_clip(face_video: Path, tmp_p
         (tmp_path / f"{name}.mp4").symlink_to(face_video)
     paths = [tmp_path / f"{name}.mp4" for name in names]
     todo = [Job(path.stem, (path,), tmp_path / "out", (path, tmp_path / "out")) for path in paths]
-    results = list(jobs.run_local(read, todo, 2, timeout=1))
+    results = list(run_local(read, todo, 2, TimeLimits(stall=1)))
     outcomes = {job.clip: outcome for job, outcome in results}
     assert [job.clip for job, _ in results].index("endless") > 0  # the others go on meanwhile
     assert "--timeout" in outcomes["endless"].message
