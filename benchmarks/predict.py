@@ -170,7 +170,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         seconds["decode"] += decoded - start
         seconds["detect"] += time.perf_counter() - decoded
     faces = sum(len(result.faces) for result in results.values())
-    size = predictor.batch_size
+    size = ensemble.batch_size
     batch = {spec: np.zeros((size, spec.size, spec.size, 3), np.uint8) for spec in ensemble.crop_specs}
     start = time.perf_counter()
     for _ in range(-(-faces // size)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -85,17 +86,18 @@ def use_full_float32() -> None:
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use `count` CPU threads in the block, at least 1. Threads that compete for a core slow each other."""
+def one_core_threads(count: int) -> ThreadPoolExecutor:
+    """Return threads in which PyTorch uses one CPU core each.
+
+    What they compute does not depend on their number, unlike that of an operation that uses several cores. If there
+    are several items, this is also faster.
+
+    Args:
+        count: number of threads, at least 1.
+    """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(count, 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return ThreadPoolExecutor(max(count, 1), "one_core", torch.set_num_threads, (1,))
 
 
 @contextmanager

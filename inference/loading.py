@@ -58,13 +58,16 @@ def load_predictor(
     # The decoders start while PyTorch is imported, which takes seconds.
     decoders = [Decoder(limits or Limits()) for _ in range(workers or default_workers())]
 
+    import torch
+
     from inference.ensemble import Ensemble
     from inference.predictor import Predictor
     from preprocessing.faces import FaceDetector
 
-    ensemble = Ensemble(checkpoints, device, precision)
-    detector = FaceDetector("inference", ensemble.device, detector_scale)
-    return Predictor(ensemble, detector, strategy, frames, batch_size, decoders)
+    ensemble = Ensemble(checkpoints, device, precision, batch_size)
+    threads = torch.get_num_threads() - len(decoders)  # the decoders take a CPU core each
+    detector = FaceDetector("inference", ensemble.device, detector_scale, threads)
+    return Predictor(ensemble, detector, strategy, frames, decoders)
 
 
 def _check(name: str, value: str, allowed: Collection[str]) -> None:

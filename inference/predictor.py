@@ -1,12 +1,12 @@
 """Score videos: decode, detect faces, classify and aggregate, with the stages overlapped.
 
     paths -> decode (worker processes, several videos concurrently) -> chunks of frames
-          -> detect (one chunk at a time) -> crop and classify (all networks, faces batched across videos)
+          -> detect (one chunk at a time) -> crop and classify (all networks, faces in batches)
           -> one VideoScore per video, in order
 
 A chunk is a limited number of bytes, and so is everything that waits between the stages: memory grows neither with the
-number of videos nor with the length or the size of a video. Faces of several videos share a batch, but a video's score
-depends on that video only.
+number of videos nor with the length or the size of a video. On a CPU, a video's scores depend on that video only, to
+the last bit. On a GPU, faces of several videos share a batch, which can change scores by rounding errors.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from common.allocator import return_freed_memory
-from common.device import cpu_threads, device_errors
+from common.device import device_errors
 from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
 from inference.decoder import LARGE_FRAME, Decoder, SampledFrame, StartOver, VideoInfo, default_workers
-from inference.ensemble import BATCH_SIZE, CropSpec, Ensemble
+from inference.ensemble import CropSpec, Ensemble
 from inference.people import describe_people, link_faces
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
@@ -40,8 +39,8 @@ UNKNOWN = 0.5
 # Frames and bytes of a chunk at most. Short chunks let detection start while the rest is decoded; a GPU's chunk has a
 # whole batch of the detector.
 CHUNK_FRAMES, CHUNK_BYTES = 4, 200 * 2**20
-# Faces per forward pass at most, whatever the option says; and the number of videos that may wait for a full batch.
-MAX_BATCH, MAX_WAITING = 128, 16
+# Number of videos that may wait for a full batch.
+MAX_WAITING = 16
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -163,7 +162,6 @@ class Predictor:
         detector: the face detector.
         strategy: name of the aggregation, a key of STRATEGIES.
         frames: number of frames sampled per video.
-        batch_size: number of faces per forward pass, at most MAX_BATCH; None chooses by the device.
         decoders: each decodes one video at a time; None starts `default_workers()` with the default limits.
     """
 
@@ -173,7 +171,6 @@ class Predictor:
         detector: FaceDetector,
         strategy: str = "confident",
         frames: int = FRAMES,
-        batch_size: int | None = None,
         decoders: Sequence[Decoder] | None = None,
     ):
         self.ensemble = ensemble
@@ -181,10 +178,10 @@ class Predictor:
         self.strategy = strategy
         self.aggregate = STRATEGIES[strategy]
         self.frames = frames
-        self.batch_size = min(batch_size or BATCH_SIZE.get(ensemble.device.type, 1), MAX_BATCH)
         self.decoders = decoders or [Decoder(Limits()) for _ in range(default_workers())]
         self.chunk_frames = max(CHUNK_FRAMES, detector.batch)
-        self.detector_threads = torch.get_num_threads() - len(self.decoders)  # the decoders take a CPU core each
+        # On a CPU, the scores of a video must not depend on the videos that it shares a forward pass with.
+        self.shares_batches = ensemble.device.type != "cpu"
 
     def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
         """Yield one VideoScore per path, in order. A video that cannot be read gets a status that says so.
@@ -276,7 +273,7 @@ class Predictor:
         if not chunk.frames or video.status != "ok":
             return chunk
         try:
-            with device_errors("Lower --workers or use --device cpu"), cpu_threads(self.detector_threads):
+            with device_errors("Lower --workers or use --device cpu"):
                 chunk.faces = self.detector.detect([frame.image for frame in chunk.frames], chunk.shrunk)
         except UserError:  # the device fails, and would fail for the other videos
             raise
@@ -300,11 +297,11 @@ class Predictor:
                 video.faces, video.scores, video.times = [], [], []
             for crops in self._crop(chunk):
                 waiting.append(crops)
-                if len(waiting) == self.batch_size:
+                if len(waiting) == self.ensemble.batch_size:
                     self._score(waiting)
             chunk.frames.clear()  # the loops that produce chunks still refer to this one
             video.complete, video.seconds = chunk.last, video.seconds + chunk.seconds
-            if len(videos) > MAX_WAITING:
+            if len(videos) > MAX_WAITING or (chunk.last and not self.shares_batches):
                 self._score(waiting)
             while videos and videos[0].finished:
                 yield videos.popleft()

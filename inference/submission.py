@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 READ = ("ok", "no_face")
 STATUSES = (*READ, "unreadable", "too_large")
 # Increase this when scores or records change, so that old records are not mixed with new ones.
-RECORD_VERSION = 5
+RECORD_VERSION = 6
 
 log = logging.getLogger(__name__)
 

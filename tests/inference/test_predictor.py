@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from skimage.data import astronaut
 
 from common.device import DeviceError
@@ -35,7 +34,7 @@ def ensemble() -> Ensemble:
     return Ensemble([DEFAULT], "cpu", "float32")
 
 
-def test_answers_do_not_wait_for_a_huge_batch(ensemble: Ensemble, tmp_path: Path):
+def test_answers_do_not_wait_for_a_huge_batch(ensemble: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clip = sample_clips.face_clip(tmp_path / "clip.mp4", 1)
     requested = 0
 
@@ -45,7 +44,10 @@ def test_answers_do_not_wait_for_a_huge_batch(ensemble: Ensemble, tmp_path: Path
             requested += 1
             yield clip
 
-    results = Predictor(ensemble, FaceDetector(), batch_size=10**5, decoders=[Decoder(Limits())]).predict(paths())
+    predictor = Predictor(ensemble, FaceDetector(), decoders=[Decoder(Limits())])
+    predictor.shares_batches = True  # as on a GPU
+    monkeypatch.setattr(ensemble, "batch_size", 10**5)
+    results = predictor.predict(paths())
     assert next(results).status == "ok"
     assert requested <= MAX_WAITING + 3
     assert len({result.score for result in results}) == 1
@@ -91,23 +93,19 @@ def test_unexpected_error_costs_one_video(ensemble: Ensemble, face_video: Path, 
     assert (result.status, result.score, result.frames) == ("ok", expected.score, 8)
 
 
-def test_detection_leaves_cores_to_the_decoders(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
-    detector, during = FaceDetector(), []
-    before = torch.get_num_threads()
+def test_scores_do_not_depend_on_other_videos(ensemble: Ensemble, tmp_path: Path, face_video: Path):
+    """On a CPU, to the last bit."""
+    portrait = sample_clips.face_clip(tmp_path / "portrait.mp4", 3)
 
-    def note_threads(frames: list, _: list) -> list:
-        during.append(torch.get_num_threads())
-        return [[] for _ in frames]
+    def scores(*paths: Path, threads: int = 1) -> dict[Path, list]:
+        predictor = Predictor(ensemble, FaceDetector(threads=threads), frames=6, decoders=[Decoder(Limits())])
+        results = predictor.predict(paths)
+        return {result.path: [(face["box"], face["scores"]) for face in result.faces] for result in results}
 
-    monkeypatch.setattr(detector, "detect", note_threads)
-    torch.set_num_threads(4)
-    try:
-        predictor = Predictor(ensemble, detector, decoders=[Decoder(Limits())])
-        assert [result.status for result in predictor.predict([face_video])] == ["no_face"]
-        assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)
-    assert set(during) == {3}
+    expected = scores(face_video) | scores(portrait)
+    assert all(len(faces) % ensemble.batch_size for faces in expected.values())  # the last batch is not full
+    assert scores(portrait, face_video) == expected
+    assert scores(face_video, portrait, threads=3) == expected
 
 
 def test_decoder_that_cannot_start_ends_the_run(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
