@@ -19,20 +19,23 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 import argparse
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from common import cli
 from common.allocator import keep_freed_memory
 from common.device import PRECISIONS
-from common.executors import add_time_limits
+from common.executors import add_executor_options, add_time_limits
 from common.files import lock
-from common.journal import Journal
+from common.journal import Journal, last_settings
 from common.text import plural
 from inference import submission
 from inference.aggregation import FRAMES, STRATEGIES
 from inference.details import AGGREGATES, describe_run, write_details
-from inference.loading import DEFAULT_MODEL, load_predictor
+from inference.loading import DEFAULT_MODEL
+from inference.scorers import choose_scorer
 from preprocessing.detector_scale import parse_scale
 from preprocessing.limits import MAX_MEMORY, MAX_PIXELS, Limits
 
@@ -88,7 +91,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="device of the networks: auto, cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the classifiers")
     add("--batch-size", type=cli.positive, help="number of faces per forward pass (default: depends on the device)")
-    add("--workers", type=cli.positive, help="number of videos decoded concurrently (default: by number of CPU cores)")
+    add(
+        "--workers",
+        type=cli.positive,
+        help="number of videos decoded concurrently (default: by number of CPU cores); on Ray, number of workers "
+        "(default: all that fit)",
+    )
     limits = parser.add_argument_group("limits of a video, which is too_large or unreadable beyond them")
     add = limits.add_argument
     add("--max-pixels", type=cli.positive, default=MAX_PIXELS, metavar="N", help="largest frame, width x height")
@@ -100,6 +108,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="memory of each process that decodes a video",
     )
     add_time_limits(limits)
+    add_executor_options(parser)
     return parser
 
 
@@ -127,6 +136,21 @@ def _annotate(args: argparse.Namespace, records: list[dict[str, Any]], videos: d
     return written == len(outcomes)
 
 
+def settings_of(args: argparse.Namespace, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a video's record depends on, for the progress file."""
+    return {
+        "version": submission.RECORD_VERSION,
+        "models": [model["sha256"] for model in description["models"]],
+        "names": [model["name"] for model in description["models"]],
+        "device": description["device"].partition(":")[0],
+        "precision": description["precision"],
+        "frames": args.frames,
+        "strategy": args.strategy,
+        "detector_scale": args.detector_scale,
+        **{key: description[key] for key in ("device_name", "decoder", "packages")},
+    }
+
+
 def main(args: argparse.Namespace) -> int:
     """Score the videos and write the results. Return the exit status."""
     if args.explain and not args.report:
@@ -142,49 +166,29 @@ def main(args: argparse.Namespace) -> int:
         check_folder(args.annotate, found.videos, outputs)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
     limits = Limits(args.max_pixels, args.decoder_memory, args.timeout, args.clip_timeout)
-    predictor = load_predictor(
-        checkpoints,
-        args.device,
-        args.precision,
-        strategy=args.strategy,
-        frames=args.frames,
-        detector_scale=None if args.detector_scale == "auto" else args.detector_scale,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        limits=limits,
-    )
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    header = describe_run(vars(args), predictor, args.aggregate)
-    ensemble = predictor.ensemble
-    settings = {
-        "version": submission.RECORD_VERSION,
-        "models": [model["sha256"] for model in header["models"]],
-        "names": ensemble.names,
-        "device": ensemble.device.type,
-        "precision": ensemble.precision,
-        "frames": args.frames,
-        "strategy": args.strategy,
-        "detector_scale": args.detector_scale,
-        **{key: header[key] for key in ("device_name", "decoder", "packages")},
-    }
-    submission.log_start(found, ensemble.names, f"{ensemble.device} in {ensemble.precision}")
-    if args.models is None:
-        log.info("the embedded model is small and often wrong, see %s", MODEL_CARD)
-
-    with lock(args.output):
-        journal = Journal(progress, settings, args.overwrite, submission.is_record)
-        if journal.changed:
-            log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
-        scored = submission.score_videos(found.videos, predictor, journal)
-        hash_files = bool(args.details or args.report)
-        records = submission.complete_records(scored, header, found.videos, journal, hash_files)
-        submission.write_submission(args.output, records)
-        if args.details:
-            write_details(args.details, header, records)
-        if args.report:
-            _write_report(args, header, records, found.videos, limits)
-        annotated = not args.annotate or _annotate(args, records, found.videos, limits)
+    with closing(choose_scorer(args, checkpoints, limits)) as scorer:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        previous = last_settings(progress)
+        description = scorer.describe(lambda description: settings_of(args, description) == previous)
+        names = [model["name"] for model in description["models"]]
+        submission.log_start(found, names, f"{description['device']} in {description['precision']}")
+        if args.models is None:
+            log.info("the embedded model is small and often wrong, see %s", MODEL_CARD)
+        header = describe_run(vars(args), description, args.aggregate)
+        with lock(args.output):
+            journal = Journal(progress, settings_of(args, description), args.overwrite, submission.is_record)
+            if journal.changed:
+                log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
+            scored = submission.score_videos(found.videos, scorer.score, journal)
+            hash_files = bool(args.details or args.report)
+            records = submission.complete_records(scored, header, found.videos, journal, hash_files)
+            submission.write_submission(args.output, records)
+            if args.details:
+                write_details(args.details, header, records)
+            if args.report:
+                _write_report(args, header, records, found.videos, limits)
+            annotated = not args.annotate or _annotate(args, records, found.videos, limits)
     print(submission.summarize(records, found.unlisted))
     failed = any(record["status"] not in submission.READ for record in records) or not annotated
     return cli.CLIPS_FAILED if failed or found.unlisted else cli.OK

@@ -31,8 +31,9 @@ from common.allocator import keep_freed_memory
 from common.device import PRECISIONS, choose_device
 from inference.aggregation import FRAMES, confident_strategy
 from inference.ensemble import Ensemble
-from inference.predictor import UNKNOWN, Predictor
+from inference.predictor import Predictor
 from inference.submission import find_videos
+from inference.video_score import UNKNOWN
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.detector_scale import scale_for
 from preprocessing.faces import THRESHOLDS, FaceDetector

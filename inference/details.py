@@ -33,12 +33,14 @@ AGGREGATES = ("video", "person")
 PEOPLE_DISAGREE = "people disagree"
 
 
-def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: str = "video") -> dict[str, Any]:
+def describe_run(
+    arguments: Mapping[str, Any], description: Mapping[str, Any], aggregate: str = "video"
+) -> dict[str, Any]:
     """Return the header of --details.
 
     Args:
         arguments: arguments of the command line.
-        predictor: what scores the videos.
+        description: result of `describe_predictor`.
         aggregate: one of AGGREGATES.
 
     Raises:
@@ -46,6 +48,20 @@ def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: 
     """
     if aggregate not in AGGREGATES:
         raise UserError(f"aggregate: {aggregate!r} is not one of {', '.join(AGGREGATES)}")
+    return {
+        "record": "run",
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "directory": str(Path.cwd()),
+        "arguments": {key: _to_json(value) for key, value in arguments.items()},
+        **description,
+        "method": {**description["method"], "aggregate": aggregate},
+    }
+
+
+def describe_predictor(predictor: Predictor) -> dict[str, Any]:
+    """Return the part of the header of --details that the scores depend on."""
     import av
 
     from common.versions import package_versions
@@ -54,12 +70,6 @@ def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: 
     models = zip(ensemble.names, ensemble.paths, ensemble.recipes, strict=True)
     libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
     return {
-        "record": "run",
-        "schema_version": SCHEMA_VERSION,
-        "version": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "directory": str(Path.cwd()),
-        "arguments": {key: _to_json(value) for key, value in arguments.items()},
         "models": [
             {"name": name, "file": str(path), "sha256": sha256(path), "recipe": recipe.to_dict()}
             for name, path, recipe in models
@@ -74,7 +84,6 @@ def describe_run(arguments: Mapping[str, Any], predictor: Predictor, aggregate: 
         "method": {
             "frames": predictor.frames,
             "strategy": predictor.strategy,
-            "aggregate": aggregate,
             "detector_scale": predictor.detector.scale or "auto",
         },
     }

@@ -29,13 +29,12 @@ from inference.aggregation import FRAMES, STRATEGIES
 from inference.decoder import LARGE_FRAME, Decoder, SampledFrame, StartOver, VideoInfo, default_workers
 from inference.ensemble import CropSpec, Ensemble
 from inference.people import describe_people, link_faces
+from inference.video_score import VideoScore
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
 from preprocessing.limits import Limits
 from preprocessing.video import VideoError, chunk_frames
 
-# Score of a video that is unreadable or has no face.
-UNKNOWN = 0.5
 # Frames and bytes of a chunk at most. Short chunks let detection start while the rest is decoded; a GPU's chunk has a
 # whole batch of the detector.
 CHUNK_FRAMES, CHUNK_BYTES = 4, 200 * 2**20
@@ -45,45 +44,6 @@ MAX_WAITING = 16
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass
-class VideoScore:
-    """The result for one video.
-
-    Attributes:
-        path: the file.
-        status: `ok`, `no_face` (no face was found), `unreadable` or `too_large` (it exceeds a limit).
-        message: why the status is not `ok`.
-        notes: what is unusual about the video and how it was handled.
-        score: probability that the video is fake, 0 to 1; UNKNOWN unless the status is `ok`.
-        model_scores: the same for each network, by its name.
-        frames: number of frames that were analyzed.
-        fps: average frame rate; None, like the next four, if the video could not be decoded.
-        duration: length in seconds.
-        width: width in pixels, after rotation.
-        height: height in pixels, after rotation.
-        codec: FFmpeg's name of the codec.
-        faces: one dict per face, see docs/formats.md.
-        people: one dict per person, see docs/formats.md.
-        seconds: processing time, summed over the stages.
-    """
-
-    path: Path
-    status: str
-    message: str = ""
-    notes: list[str] = field(default_factory=list)
-    score: float = UNKNOWN
-    model_scores: dict[str, float] = field(default_factory=dict)
-    frames: int = 0
-    fps: float | None = None
-    duration: float | None = None
-    width: int | None = None
-    height: int | None = None
-    codec: str | None = None
-    faces: list[dict[str, Any]] = field(default_factory=list)
-    people: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.journal import stamp_of
-from inference.details import complete, describe_run
+from inference.details import complete, describe_predictor, describe_run
 from inference.loading import DEFAULT_MODEL, load_predictor
 from inference.submission import find_videos, to_record, warn_of_unlisted
 
@@ -49,7 +49,8 @@ def predict(
     found = find_videos(Path(videos))
     warn_of_unlisted(found)
     predictor = load_predictor(models, **options)
-    header = describe_run({"videos": videos, "models": models, "aggregate": aggregate, **options}, predictor, aggregate)
+    arguments = {"videos": videos, "models": models, "aggregate": aggregate, **options}
+    header = describe_run(arguments, describe_predictor(predictor), aggregate)
     records = []
     stamps = {name: stamp_of(path) for name, path in found.videos.items()}
     for (name, path), result in zip(found.videos.items(), predictor.predict(found.videos.values()), strict=True):

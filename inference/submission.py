@@ -8,9 +8,9 @@ import logging
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -20,10 +20,11 @@ from common.files import atomic_write, make_folder, temporary_path
 from common.journal import Journal, stamp_of
 from common.text import abbreviate, plural, printable, shorten
 from inference.details import PEOPLE_DISAGREE, complete
+from inference.video_score import VideoScore
 from preprocessing.layout import VIDEO_SUFFIXES
 
-if TYPE_CHECKING:
-    from inference.predictor import Predictor, VideoScore
+# Yields the name and the result of each video, in any order.
+Score = Callable[[Mapping[str, Path]], Iterator[tuple[str, VideoScore]]]
 
 # Statuses of videos that were read. Videos with another status have failed, and the next run tries them again.
 READ = ("ok", "no_face")
@@ -171,7 +172,7 @@ def is_record(name: str, record: dict[str, Any]) -> bool:
     return is_score and is_complete and record.get("filename") == name and record.get("status") in READ
 
 
-def score_videos(videos: dict[str, Path], predictor: Predictor, journal: Journal) -> list[dict[str, Any]]:
+def score_videos(videos: dict[str, Path], score: Score, journal: Journal) -> list[dict[str, Any]]:
     """Score the videos that have no record in the journal and add theirs. Return the records of all, in order."""
     stamps = {name: stamp_of(path) for name, path in videos.items()}
     finished = {name: record for name, stamp in stamps.items() if (record := journal.get(name, stamp))}
@@ -181,7 +182,7 @@ def score_videos(videos: dict[str, Path], predictor: Predictor, journal: Journal
     scored = {}
     # disable=None: no progress bar if the output is redirected
     with tqdm(total=len(videos), initial=len(finished), unit="video", disable=None if todo else True) as progress:
-        for name, result in zip(todo, predictor.predict(videos[name] for name in todo), strict=True):
+        for name, result in score({name: videos[name] for name in todo}):
             scored[name] = to_record(name, result)
             if result.status != "ok":
                 log.warning("%s: %s", name, result.message.removeprefix(f"{result.path}: "))

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
         for path in [root.boxes(video.id)]
     ]
     settings = {"stage": Path(__file__).stem, "version": VERSION, "detector_scale": args.detector_scale}
-    return stage.run_jobs(args, detect, jobs, args.root_dir / BBOXES, settings)
+    return stage.run_jobs(args, detect, jobs, args.root_dir / BBOXES, settings, uses_device=True)
 
 
 def detect(path: Path, output: Path, scale: float | str, device: str, max_pixels: int = MAX_PIXELS) -> Outcome:

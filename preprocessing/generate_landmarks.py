@@ -62,7 +62,8 @@ def main(args: argparse.Namespace) -> int:
         crop = read_image(root.crops(clip) / f"{path.stem}{CROP_SUFFIX}")
         return Sample(f"{clip}/{path.stem}", [draw_landmarks(crop, np.load(path))])
 
-    return stage.run_jobs(args, landmarks, jobs, args.root_dir / LANDMARKS, settings, sample, LANDMARKS_SUFFIX)
+    output = args.root_dir / LANDMARKS
+    return stage.run_jobs(args, landmarks, jobs, output, settings, sample, LANDMARKS_SUFFIX, uses_device=True)
 
 
 def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> Outcome:

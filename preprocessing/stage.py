@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cli, jobs
-from common.executors import add_time_limits, choose_executor
+from common.executors import add_executor_options, add_time_limits, choose_executor
 from common.outcome import Job, Outcome, StageError, Statuses
 from common.text import abbreviate, plural
 from preprocessing.contact_sheet import Sample, draw_samples
@@ -49,6 +49,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
         help="scale of the detector's input: auto (by frame size) or a number (0.5 for the released checkpoints)",
     )
     add("--device", default="auto", help="device of the detector: auto, cpu, cuda or cuda:1")
+    add_executor_options(parser)
     return parser
 
 
@@ -77,6 +78,7 @@ def run_jobs(
     sample: Callable[[Path], Sample] | None = None,
     suffix: str = CROP_SUFFIX,
     extra: Mapping[str, Outcome] | None = None,
+    uses_device: bool = False,
 ) -> int:
     """Run a stage over its clips, print the summary and write the contact sheet. Return the exit status.
 
@@ -89,11 +91,12 @@ def run_jobs(
         sample: reads an output file of the stage for the contact sheet; if None, no sheet is written.
         suffix: suffix of the stage's output files.
         extra: outcomes to add to the summary.
+        uses_device: whether the function runs networks on `--device`.
     """
     root = Path(os.path.realpath(args.root_dir))  # unlike Path.resolve, accepts a symbolic link to itself
     if Path(os.path.realpath(output)) in (root, *root.parents):
         raise StageError(f"{output}: contains the dataset. Choose another folder for the outputs")
-    execute = choose_executor(args)
+    execute = choose_executor(args, uses_device)
     outcomes = jobs.run(
         function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite, execute
     )

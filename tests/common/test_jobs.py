@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from common.errors import ClipError
-from common.files import OutputError, atomic_write
+from common.files import OutputError
 from common.jobs import MAX_CRASHES, run, summarize
 from common.local_executor import run_local
 from common.outcome import Job, Outcome, StageError
-from common.watchdog import TimeLimits, native_call
+from common.watchdog import TimeLimits
+from tests.support.failing_work import make_jobs, work
 
 IMPATIENT = partial(run_local, limits=TimeLimits(stall=1))
 
@@ -26,30 +24,6 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another number of threads than that of the workers. The variables get their old values back after the test."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "2")
-
-
-def work(name: str, output: Path) -> Outcome:
-    if name == "dies":
-        os._exit(9)
-    if name == "raises":
-        raise RuntimeError("unexpected")
-    if name == "unreadable":
-        raise ClipError("x.mp4", "is damaged")
-    if name == "full":
-        raise OutputError("no space")
-    if name == "memory":
-        raise MemoryError
-    if name == "sleeps":
-        time.sleep(600)
-    if name.startswith("stalls"):
-        with native_call():
-            time.sleep(600)
-    atomic_write(output, f"{os.getpid()} {threading.active_count()} {os.environ['OMP_NUM_THREADS']}")
-    return Outcome("ok", counts={"files": 1})
-
-
-def make_jobs(folder: Path, *names: str) -> list[Job]:
-    return [Job(name, (), folder / name, (name, folder / name)) for name in names]
 
 
 def test_each_clip_gets_a_status(tmp_path: Path):

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 from common.errors import UserError
 from common.journal import Journal
 from inference import submission
-from inference.predictor import VideoScore
+from inference.video_score import VideoScore
 from tests.support.reports import header, scored
 
 SETTINGS = {"version": submission.RECORD_VERSION, "models": ["abc"], "strategy": "confident"}
@@ -29,13 +29,13 @@ class FakePredictor:
     def __init__(self) -> None:
         self.scored: list[str] = []
 
-    def predict(self, paths: Iterable[Path]) -> Iterator[VideoScore]:
-        for path in paths:
+    def score(self, videos: Mapping[str, Path]) -> Iterator[tuple[str, VideoScore]]:
+        for name, path in videos.items():
             self.scored.append(path.name)
             size = path.stat().st_size
             status = ("unreadable", "no_face")[size] if size < 2 else "ok"
             message = "" if size > 1 else f"{path}: nothing"
-            yield VideoScore(path, status, message, score=size / 1000 if size > 1 else 0.5)
+            yield name, VideoScore(path, status, message, score=size / 1000 if size > 1 else 0.5)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def score(videos: dict[str, Path], tmp_path: Path, **changes: Any) -> tuple[list
     """Score with the same journal each time: the videos scored now, all records, the settings that changed."""
     predictor = FakePredictor()
     journal = Journal(tmp_path / "progress.jsonl", {**SETTINGS, **changes}, is_valid=submission.is_record)
-    return predictor.scored, submission.score_videos(videos, predictor, journal), journal.changed
+    return predictor.scored, submission.score_videos(videos, predictor.score, journal), journal.changed
 
 
 def test_finds_videos_in_subfolders_once(tmp_path: Path):
@@ -236,12 +236,11 @@ def test_summary_is_printable_and_counts_failures():
 
 
 def test_videos_that_failed_are_tried_again(videos: dict[str, Path], tmp_path: Path):
-    class Limited(FakePredictor):
-        def predict(self, paths: Iterable[Path]) -> Iterator[VideoScore]:
-            return (VideoScore(path, "too_large", "too large") for path in paths)
+    def fail(videos: Mapping[str, Path]) -> Iterator[tuple[str, VideoScore]]:
+        return ((name, VideoScore(path, "too_large", "too large")) for name, path in videos.items())
 
     journal = Journal(tmp_path / "progress.jsonl", SETTINGS)
-    submission.score_videos(videos, Limited(), journal)
+    submission.score_videos(videos, fail, journal)
     assert score(videos, tmp_path)[0] == list(videos)
 
 
