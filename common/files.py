@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import UserError
+from common.shards import WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -128,49 +129,78 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"{path}: is not writable. Choose another folder or change its permissions")
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Lock an output, after waiting for any other run that writes to it. The lock of a process that dies is released.
+def lock_path(path: Path) -> Path:
+    """Return the file that `lock` locks."""
+    return path.with_name(f".{path.name}.lock")
 
-    A folder is locked itself. For a file, which is replaced when it is written, `.NAME.lock` beside it is locked; it
-    exists as long as the lock is held. Raises OutputError.
+
+@contextmanager
+def lock(path: Path, part: range = WHOLE.positions) -> Iterator[None]:
+    """Lock an output or a part of it, after waiting for any other run that writes to the same part.
+
+    Bytes of the file `.NAME.lock` beside the output are locked, which also works on NFS. The file exists as long as a
+    part is locked. The lock of a process that dies is released. A process must not lock the same output twice.
+
+    Args:
+        path: the output.
+        part: range of positions, see `common.shards`.
+
+    Raises:
+        OutputError: the lock file cannot be made.
     """
-    target = path if path.is_dir() else path.with_name(f".{path.name}.lock")
+    target = lock_path(path)
     try:
-        handle = _open_locked(target, path)
+        handles = _open_locked(target, path, part)
     except OSError as error:
         raise OutputError.about(path, error) from None
     try:
         yield
     finally:
-        if target != path:
-            with suppress(OSError):
-                target.unlink()
-        os.close(handle)
+        _remove_if_free(target, handles[0])
+        _close(handles)
 
 
-def _open_locked(target: Path, path: Path) -> int:
-    """Open a folder or a lock file, which is created, and lock it. Return the file descriptor."""
-    flags = os.O_RDONLY if target == path else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+def _open_locked(target: Path, path: Path, part: range) -> list[int]:
+    """Open a lock file, which is created, and lock a part. Return file descriptors; closing any of them unlocks it."""
     while True:
-        handle = os.open(target, flags, 0o666)
+        handles = [os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)]
         try:
-            _wait_for_lock(handle, path)
-            # The run that held the lock has removed the lock file; another run may have made a new one since.
+            _wait_for_lock(handles[0], path, part)
+            # The run that held the lock has removed the lock file; another run may have made a new one since. NFS
+            # tells only when the file is opened.
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), target.stat()):
-                    return handle
+                handles.append(os.open(target, os.O_RDWR | os.O_NOFOLLOW))
+                if os.path.samestat(*map(os.fstat, handles)):
+                    return handles
         except BaseException:
-            os.close(handle)
+            _close(handles)
             raise
+        _close(handles)
+
+
+def _close(handles: list[int]) -> None:
+    for handle in handles:
         os.close(handle)
 
 
-def _wait_for_lock(handle: int, path: Path) -> None:
+def _wait_for_lock(handle: int, path: Path, part: range) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, len(part), part.start)
+    except (BlockingIOError, PermissionError):  # POSIX allows both
         log.warning("%s: another run is writing to it; waiting for that run to finish", path)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.lockf(handle, fcntl.LOCK_EX, len(part), part.start)
     except OSError as error:  # a file system without locks
         log.warning("%s: cannot be locked (%s). Make sure that no other run writes to it", path, error.strerror)
+
+
+def _remove_if_free(target: Path, handle: int) -> None:
+    """Remove a lock file, unless another run holds a part of it, which removes it later."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return
+    except OSError:
+        pass  # a file system without locks
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(handle), target.lstat()):
+            target.unlink()

@@ -19,9 +19,11 @@ from typing import Any
 from tqdm import tqdm
 
 from common.files import lock, make_folder, remove
-from common.journal import Journal, last_settings, stamp_of
+from common.journal import Journal, journal_files, last_settings, stamp_of
 from common.local_executor import run_local
 from common.outcome import CRASHED, ONLY_OK, Executor, Job, Outcome, Outcomes, StageError, Statuses
+from common.shards import WHOLE, Shard, shard_path
+from common.text import abbreviate
 
 # After this many crashes in a row, the run ends: apparently no worker process can run.
 MAX_CRASHES = 10
@@ -39,6 +41,8 @@ def run(
     retry_failed: bool = False,
     overwrite: bool = False,
     execute: Executor = run_local,
+    shard: Shard | None = None,
+    merge: bool = False,
 ) -> dict[str, Outcome]:
     """Run the jobs that are not finished and return the outcome of every job by clip.
 
@@ -55,22 +59,26 @@ def run(
         retry_failed: re-run the clips that failed in an earlier run.
         overwrite: start over.
         execute: the executor.
+        shard: the shard that the jobs are.
+        merge: run no job, but return the outcomes if all jobs are finished.
 
     Raises:
-        StageError: the stage cannot continue.
+        StageError: the stage cannot continue, or not all jobs are finished for `merge`.
         OutputError: an output cannot be written.
     """
     path = journal_path(output)
     for folder in (output, path.parent):
         make_folder(folder)
-    with lock(output):
-        journal = _open_journal(output, settings, overwrite)
+    with lock(path, (shard or WHOLE).positions):
+        journal = _open_journal(output, settings, overwrite, shard, {job.clip for job in jobs})
         stamps = {job.clip: [stamp_of(path) for path in job.inputs] for job in jobs}
         outcomes = {
             job.clip: _previous_outcome(job, journal.get(job.clip, stamps[job.clip]), statuses, retry_failed)
             for job in jobs
         }
         todo = [job for job in jobs if outcomes[job.clip] is None]
+        if merge and todo:
+            raise _unfinished(output, todo, len(jobs))
         finished = len(jobs) - len(todo)
         with (
             _progress(output.name, len(jobs), finished) as bar,
@@ -88,9 +96,9 @@ def run(
     return {clip: outcome for clip, outcome in outcomes.items() if outcome}
 
 
-def journal_path(output: Path) -> Path:
+def journal_path(output: Path, shard: Shard | None = None) -> Path:
     """Return the path of the journal of an output folder."""
-    return output.parent / "progress" / f"{output.name}.jsonl"
+    return shard_path(output.parent / "progress" / f"{output.name}.jsonl", shard)
 
 
 def summarize(outcomes: Mapping[str, Outcome]) -> str:
@@ -105,15 +113,25 @@ def summarize(outcomes: Mapping[str, Outcome]) -> str:
     return "\n".join(f"{row[0]:14}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows)
 
 
-def _open_journal(output: Path, settings: Mapping[str, Any], overwrite: bool) -> Journal:
-    path = journal_path(output)
-    owner = last_settings(path).get("stage")
-    if owner and owner != settings.get("stage"):
-        raise StageError(f"{output}: contains the outputs of {owner}. Choose another folder, or delete it and {path}")
-    journal = Journal(path, settings, overwrite, _is_outcome)
+def _open_journal(
+    output: Path, settings: Mapping[str, Any], overwrite: bool, shard: Shard | None, clips: set[str]
+) -> Journal:
+    for path in journal_files(journal_path(output)):
+        owner = last_settings(path).get("stage")
+        if owner and owner != settings.get("stage"):
+            raise StageError(
+                f"{output}: contains the outputs of {owner}. Choose another folder, or delete it and {path}"
+            )
+    journal = Journal(journal_path(output), settings, overwrite, _is_outcome, shard, clips)
     if journal.changed:
         log.info("settings changed since the last run (%s): re-running the clips", ", ".join(journal.changed))
     return journal
+
+
+def _unfinished(output: Path, todo: list[Job], total: int) -> StageError:
+    names = abbreviate([job.clip for job in todo])
+    remedy = "Run their shards again with the same options, or run without --merge"
+    return StageError(f"{output}: {len(todo)} of {total} clips have no valid record: {names}. {remedy}")
 
 
 def _is_outcome(_clip: str, record: dict[str, Any]) -> bool:

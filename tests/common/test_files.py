@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import multiprocessing
 import os
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,13 @@ from common.files import (
     atomic_folder,
     atomic_write,
     lock,
+    lock_path,
     make_folder,
     remove,
     temporary_path,
 )
+from common.shards import WHOLE, Shard
+from tests.support import programs
 
 
 def names(folder: Path) -> list[str]:
@@ -117,6 +124,9 @@ def test_full_disk_names_the_file_and_the_remedy(tmp_path: Path):
     assert (tmp_path / "log").read_bytes() == b"1\n2\n"
 
 
+FORK = multiprocessing.get_context("fork")
+
+
 def add_one(path: Path, output: Path) -> None:
     """Add 1 to the number in a file, slowly."""
     with lock(output):
@@ -125,47 +135,85 @@ def add_one(path: Path, output: Path) -> None:
         path.write_text(str(number + 1))
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_lock_admits_one_process_at_a_time(tmp_path: Path, kind: str):
+def test_lock_admits_one_process_at_a_time(tmp_path: Path):
     """Also when the lock file is removed while several processes wait for it."""
-    output = tmp_path / "output"
-    if kind == "folder":
-        output.mkdir()
     counter = tmp_path / "counter"
     counter.write_text("0")
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=add_one, args=(counter, output)) for _ in range(8)]
+    processes = [FORK.Process(target=add_one, args=(counter, tmp_path / "output")) for _ in range(8)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert counter.read_text() == "8"
-    assert names(tmp_path) == (["counter", "output"] if kind == "folder" else ["counter"])
+    assert names(tmp_path) == ["counter"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_lock_says_that_it_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str):
-    output = tmp_path / "output"
-    if kind == "folder":
-        output.mkdir()
-    entered = threading.Event()
+def hold(output: Path, part: range, messages: Path, entered: Event, leave: Event) -> None:
+    """Lock a part of an output until told to leave; log to a file."""
+    logging.basicConfig(filename=messages, force=True)
+    with lock(output, part):
+        entered.set()
+        leave.wait(60)
 
-    def second() -> None:
-        with lock(output):
-            entered.set()
 
-    with lock(output):
-        thread = threading.Thread(target=second, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 60
-        while not caplog.messages and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert str(output) in caplog.text
-        assert not entered.is_set()
-        with lock(tmp_path / "another"):  # in the same folder
-            pass
-    thread.join(60)
-    assert entered.is_set()
+@contextmanager
+def holder(output: Path, part: range, messages: Path) -> Iterator[tuple[Event, Event]]:
+    """A process that locks a part. Yields the events that say that it has the lock, and that tell it to leave."""
+    entered, leave = FORK.Event(), FORK.Event()
+    process = FORK.Process(target=hold, args=(output, part, messages, entered, leave), daemon=True)
+    process.start()
+    try:
+        yield entered, leave
+    finally:
+        leave.set()
+        process.join(60)
+        assert process.exitcode == 0
+
+
+WAITING = [(WHOLE, WHOLE), (WHOLE, Shard(2, 4)), (Shard(2, 4), WHOLE), (Shard(2, 4), Shard(1, 2)), (Shard(1, 3),) * 2]
+
+
+@pytest.mark.parametrize(("first", "second"), WAITING, ids=str)
+def test_locks_of_overlapping_parts_wait(tmp_path: Path, first: Shard, second: Shard):
+    output, messages = tmp_path / "output", tmp_path / "messages"
+    with holder(output, first.positions, messages) as (entered, leave):
+        assert entered.wait(60)
+        with holder(output, second.positions, messages) as (entered, _):
+            programs.wait_for(lambda: f"{output}: another run" in messages.read_text(), "a message")
+            assert not entered.is_set()
+            with lock(tmp_path / "another"):  # in the same folder
+                pass
+            leave.set()
+            assert entered.wait(60)
+    assert names(tmp_path) == ["messages"]
+
+
+def test_locks_of_other_shards_do_not_wait(tmp_path: Path):
+    """The lock file is removed by the last one only."""
+    output, messages = tmp_path / "output", tmp_path / "messages"
+    with holder(output, Shard(1, 4).positions, messages) as (entered, _):
+        assert entered.wait(60)
+        for shard in (Shard(0, 4), Shard(2, 4), Shard(3, 4), Shard(1, 2), Shard(0, 5)):
+            with holder(output, shard.positions, messages) as (entered, _):
+                assert entered.wait(60)
+            assert lock_path(output).exists()
+        assert messages.read_text() == ""
+    assert names(tmp_path) == ["messages"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int
+):
+    def fail(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    with lock(tmp_path / "output"):
+        pass
+    [message] = caplog.messages
+    assert message.startswith(f"{tmp_path}/output: cannot be locked ({os.strerror(error)}). Make sure")
+    assert names(tmp_path) == []
 
 
 def test_lock_of_a_killed_process_is_released(tmp_path: Path):

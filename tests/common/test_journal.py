@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.files import OutputError
-from common.journal import Journal, JournalError, last_settings, stamp_of
+from common.journal import Journal, JournalError, journal_files, last_settings, stamp_of
+from common.shards import Shard, shard_path
 
 RECORD = {"status": "ok", "message": "", "counts": {"crops": 4}, "seconds": 0.5}
 # Written by this project before it had a version number.
@@ -180,6 +182,102 @@ def test_full_disk_is_an_output_error(tmp_path: Path):
     path.symlink_to("/dev/full")
     with pytest.raises(OutputError, match=re.escape(str(path))):
         journal.add("a", [], RECORD)
+
+
+FIRST, SECOND = Shard(0, 2), Shard(1, 2)
+FAILED = RECORD | {"status": "failed"}
+
+
+def test_every_run_reads_the_records_of_all_shards(tmp_path: Path):
+    path = tmp_path / "j.jsonl"
+    for clip, shard in (("a", FIRST), ("b", SECOND), ("c", None)):
+        Journal(path, {}, shard=shard).add(clip, [], RECORD)
+    assert journal_files(path) == [path, shard_path(path, FIRST), shard_path(path, SECOND)]
+    before = {file: file.read_bytes() for file in journal_files(path)}
+    for shard in (FIRST, SECOND, None, Shard(2, 3)):
+        journal = Journal(path, {}, shard=shard, clips="abcd")
+        assert [journal.get(clip, []) for clip in "abcd"] == [RECORD, RECORD, RECORD, None]
+        assert journal.path == shard_path(path, shard)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_records_of_clips_that_are_not_needed_are_not_kept(tmp_path: Path):
+    path = tmp_path / "j.jsonl"
+    other = Journal(path, {}, shard=FIRST)
+    for clip in "ab":
+        other.add(clip, [], RECORD)
+    journal = Journal(path, {}, clips="b")
+    assert [journal.get(clip, []) for clip in "ab"] == [None, RECORD]
+
+
+def test_the_newest_record_of_all_files_counts(tmp_path: Path):
+    """Whichever file it is in, and also if it was made with other settings, because the output was replaced."""
+    path = tmp_path / "j.jsonl"
+    Journal(path, {}, shard=SECOND, clips="a").add("a", [], FAILED)
+    Journal(path, {}, clips="a").add("a", [], RECORD)
+    for shard in (FIRST, SECOND, None):
+        assert Journal(path, {}, shard=shard, clips="a").get("a", []) == RECORD
+    Journal(path, {}, shard=FIRST, clips="a").add("a", [], FAILED)
+    Journal(path, {"scale": 2}, shard=SECOND, clips="a").add("a", [], RECORD)
+    for shard in (FIRST, SECOND, None):
+        assert Journal(path, {}, shard=shard, clips="a").get("a", []) is None
+        assert Journal(path, {"scale": 2}, shard=shard, clips="a").get("a", []) == RECORD
+
+
+@pytest.mark.parametrize("shard", [FIRST, None], ids=str)
+def test_overwrite_invalidates_the_records_of_other_files(tmp_path: Path, shard: Shard | None):
+    """Also in the next run, if the one with --overwrite is interrupted; but not those of other clips."""
+    path = tmp_path / "j.jsonl"
+    other = Journal(path, {}, shard=SECOND)
+    for clip in "ab":
+        other.add(clip, [], RECORD)
+    Journal(path, {}, overwrite=True, shard=shard, clips="a")
+    for reader in (FIRST, SECOND, None):
+        journal = Journal(path, {}, shard=reader, clips="ab")
+        assert [journal.get(clip, []) for clip in "ab"] == [None, RECORD]
+    Journal(path, {}, shard=shard, clips="a").add("a", [], FAILED)
+    assert Journal(path, {}, shard=SECOND, clips="ab").get("a", []) == FAILED
+
+
+def test_files_of_other_runs_are_not_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Another run may be appending a line at this moment."""
+    path = tmp_path / "j.jsonl"
+    other = shard_path(path, FIRST)
+    other.write_text(OLD_JOURNAL + OLD_JOURNAL.splitlines()[1][:50])
+    assert Journal(path, OLD_SETTINGS, clips="a").get("a", OLD_STAMP) == OLD_RECORD
+    assert not caplog.messages
+    content = f"junk\n{OLD_JOURNAL}"
+    other.write_text(content)
+    assert Journal(path, OLD_SETTINGS, clips="a").get("a", OLD_STAMP) == OLD_RECORD
+    assert caplog.messages == [f"{other}: ignored 1 damaged line"]
+    assert other.read_text() == content
+    other.write_text("junk\n")
+    with pytest.raises(JournalError, match=re.escape(str(other))):
+        Journal(path, OLD_SETTINGS, clips="a")
+
+
+def test_file_is_not_replaced_without_need(tmp_path: Path):
+    path = tmp_path / "j.jsonl"
+    Journal(path, {}).add("a", [], RECORD)
+    before = path.stat()
+    Journal(path, {}).add("b", [], RECORD)
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_file_that_its_owner_replaces_on_nfs_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "j.jsonl"
+    Journal(path, {"scale": 1})
+    errors, read_bytes = [], Path.read_bytes
+
+    def stale(self: Path) -> bytes:
+        if len(errors) < 2:
+            errors.append(OSError(errno.ESTALE, os.strerror(errno.ESTALE)))
+            raise errors[-1]
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    assert last_settings(path) == {"scale": 1}
+    assert len(errors) == 2
 
 
 def test_stamps(tmp_path: Path):

@@ -6,18 +6,18 @@ process waits until it is killed, and a clip by one that takes long to process.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from common.files import lock
 from preprocessing import sample_clips
 from tests.support import programs
 from tests.support.datasets import (
@@ -193,20 +193,20 @@ def test_a_killed_worker_fails_its_clip_only(uninterrupted: Path, tmp_path: Path
 
 def test_waits_for_a_run_that_writes_to_the_same_folder(uninterrupted: Path, tmp_path: Path):
     root = copy_before("extract_images", uninterrupted, tmp_path / "root")
-    output = root / "images"
-    output.mkdir()
-    lock = os.open(output, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    journal = journal_of(root, "extract_images")
     messages = tmp_path / "messages"
+    other_run = ExitStack()
+    other_run.enter_context(lock(journal))
     with (
         messages.open("w") as errors,
+        other_run,
         programs.started(stage_command("extract_images", root), stdout=subprocess.DEVNULL, stderr=errors) as process,
     ):
-        programs.wait_for(lambda: str(output) in messages.read_text(), "a message", process)
+        programs.wait_for(lambda: str(journal) in messages.read_text(), "a message", process)
         with pytest.raises(subprocess.TimeoutExpired):  # without the lock, it would continue at once
             process.wait(1)
-        assert not journal_of(root, "extract_images").exists()
-        os.close(lock)
+        assert not journal.exists()
+        other_run.close()
         assert process.wait(programs.LIMIT) == 0
     assert file_hashes(root) == file_hashes(uninterrupted)
 
