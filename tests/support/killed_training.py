@@ -1,8 +1,9 @@
-"""Run a training script and kill its last process with SIGKILL at the start of a training step.
+"""Run a training script and kill one of its processes with SIGKILL at the start of a training step.
 
     python tests/support/killed_training.py STEP SCRIPT [arguments of the script]
 
-STEP is counted from 0 over all epochs of the process.
+STEP is counted from 0 over all epochs of the process. The environment variable KILLED_RANK is the rank of the process,
+by default the last one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from training.pipelines import engine
 
 def main(kill_at: int, script: str, *arguments: str) -> None:
     train_step, steps = engine.train_step, itertools.count()
-    last_rank = int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1
+    killed_rank = os.environ.get("KILLED_RANK", int(os.environ.get("WORLD_SIZE", 1)) - 1)
+    killed = int(os.environ.get("RANK", 0)) == int(killed_rank)
 
     def train_step_or_die(*args: Any) -> engine.Step:
-        if next(steps) == kill_at and last_rank:
+        if next(steps) == kill_at and killed:
             os.kill(os.getpid(), signal.SIGKILL)
         return train_step(*args)
 

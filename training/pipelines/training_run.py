@@ -49,7 +49,10 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         make_folder(folder)
     name = f"{config.prefix if args.prefix is None else args.prefix}{config.network}_{config.encoder}_{args.fold}"
     checkpoints = Checkpoints(args.output_dir, name, every_epoch=args.keep == "all")
-    with init_distributed(args.device) as dist, device_errors(REMEDY):
+    # In this order, because PyTorch also reports a lost process as a failure of NCCL.
+    with device_errors(REMEDY), init_distributed(args.device) as dist:
+        for folder in (args.output_dir, args.logdir):
+            dist.check_shared(folder)
         logging.getLogger().setLevel(logging.INFO if dist.is_main_process else logging.WARNING)
         best = _start_or_resume(args, config, checkpoints, dist)
         if dist.is_main_process:

@@ -6,10 +6,14 @@ effect. If a process fails, torchrun stops the others.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,8 +23,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.device import choose_device
+from common.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,20 @@ class Distributed:
             torch.distributed.all_gather_object(values, value)
         return values
 
+    def check_shared(self, folder: Path) -> None:
+        """Raise UserError in all processes if a folder is not the same for all of them."""
+        if self.world_size == 1:
+            return
+        marker = folder / f".{self.all_gather(uuid.uuid4().hex)[0]}.shared"
+        if self.is_main_process:
+            marker.touch()
+        self.all_gather(None)  # waits until it exists
+        shared = all(self.all_gather(marker.exists()))
+        if self.is_main_process:
+            marker.unlink()
+        if not shared:
+            raise UserError(f"{folder}: is not the same folder on all nodes. Choose one on storage that they share")
+
     def wrap_ddp(self, network: nn.Module) -> nn.Module:
         """Wrap a network in DistributedDataParallel. Its gradients are averaged, except those of frozen parameters."""
         if self.world_size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
@@ -76,7 +97,10 @@ class Distributed:
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[Distributed]:
-    """Join the process group if torchrun started this process. Raises DeviceError for an unavailable device."""
+    """Join the process group if torchrun started this process. Raises DeviceError for an unavailable device.
+
+    If another process is lost, this one exits with status 1, after which torchrun may restart all of them.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
     if world_size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
@@ -88,7 +112,13 @@ def init_distributed(device: str) -> Iterator[Distributed]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    yield Distributed(rank, world_size, chosen)
+    try:
+        yield Distributed(rank, world_size, chosen)
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
+            raise
+        log.error("error: lost the connection to another process (%s)", str(error).partition("\n")[0])
+        sys.exit(1)
     torch.distributed.destroy_process_group()  # not after an error: it would wait for the other processes
 
 
