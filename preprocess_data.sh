@@ -18,6 +18,8 @@ usage: $0 DATA_ROOT [options]
   --preview N          write contact sheets of N crops, landmarks and masks to DATA_ROOT/previews/
   --retry-failed       re-run the clips that failed in an earlier run
   --overwrite          start over instead of resuming an earlier run
+  --shard I/N          process only the clips of shard I (from 0) of N; auto: of the Slurm array
+  --merge              process no clip, but write folds.csv when all shards are finished
 USAGE
 }
 
@@ -32,15 +34,23 @@ root=$(cd "$(dirname "$0")" && pwd)
 use_python "$root/requirements.txt"
 
 options=() all_originals=() # options of all stages; those of the last one
+stages=(detect_original_faces extract_crops generate_landmarks generate_diffs generate_folds)
+next="./train.sh $data NUM_GPUS" again="the same command"
 for option in "$@"; do
     case $option in
         --all-originals) all_originals=("$option") ;;
+        --shard | --shard=*)
+            stages=("${stages[@]:0:4}") # folds.csv lists the crops of all shards
+            next="when all shards are finished, $0 $data --merge, which writes folds.csv"
+            options+=("$option")
+            ;;
+        --merge) again="their shards" && options+=("$option") ;;
         *) options+=("$option") ;;
     esac
 done
 status=0
 quiet=()
-for stage in detect_original_faces extract_crops generate_landmarks generate_diffs generate_folds; do
+for stage in "${stages[@]}"; do
     echo "== $stage"
     code=0
     [ "$stage" != generate_folds ] || options+=(${all_originals[@]+"${all_originals[@]}"})
@@ -54,7 +64,7 @@ for stage in detect_original_faces extract_crops generate_landmarks generate_dif
     quiet=(--no-dataset-report) # the first stage has already listed the dataset's problems
 done
 if [ $status != 0 ]; then
-    echo "finished, but some clips failed (see above). Fix them and run the same command with --retry-failed" >&2
+    echo "finished, but some clips failed (see above). Fix them and run $again with --retry-failed" >&2
 fi
-echo "next: ./train.sh $data NUM_GPUS"
+echo "next: $next"
 exit $status

@@ -45,15 +45,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Re-encode all videos. Return the exit status."""
-    output = args.root_dir / COMPRESSED
+    dataset, output = stage.load_dataset(args), args.root_dir / COMPRESSED
     jobs = []
-    for video in stage.load_dataset(args).videos.values():
+    for video in dataset.videos.values():
         path = output / video.path.relative_to(args.root_dir)
         crf = rate_factor(video.id, args.seed)
         jobs.append(Job(video.id, (video.path,), path, (video.path, path, crf, args.max_pixels)))
     settings = {"stage": Path(__file__).stem, "version": VERSION, "seed": args.seed}
-    status = stage.run_jobs(args, compress, jobs, output, settings)
-    for path in description_files(args.root_dir):
+    status = stage.run_jobs(args, dataset, compress, jobs, output, settings)
+    for path in [] if args.shard else description_files(args.root_dir):  # shards leave them to --merge
         copy = output / path.relative_to(args.root_dir)
         make_folder(copy.parent)
         atomic_write(copy, path.read_bytes())

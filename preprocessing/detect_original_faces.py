@@ -33,15 +33,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Detect the faces of all real videos. Return the exit status."""
-    root = stage.data_root(args)
+    dataset, root = stage.load_dataset(args), stage.data_root(args)
     jobs = [
         Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device, args.max_pixels))
-        for video in stage.load_dataset(args).videos.values()
+        for video in dataset.videos.values()
         if not video.fake
         for path in [root.boxes(video.id)]
     ]
     settings = {"stage": Path(__file__).stem, "version": VERSION, "detector_scale": args.detector_scale}
-    return stage.run_jobs(args, detect, jobs, args.root_dir / BBOXES, settings, uses_device=True)
+    return stage.run_jobs(args, dataset, detect, jobs, args.root_dir / BBOXES, settings, uses_device=True)
 
 
 def detect(path: Path, output: Path, scale: float | str, device: str, max_pixels: int = MAX_PIXELS) -> Outcome:

@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         return Sample(f"{label} {clip}/{path.stem}", [image], [f"{image.shape[1]}x{image.shape[0]}"])
 
     return stage.run_jobs(
-        args, extract, make_jobs(dataset, root, args.max_pixels), output, settings, sample, extra=stray
+        args, dataset, extract, make_jobs(dataset, root, args.max_pixels), output, settings, sample, extra=stray
     )
 
 

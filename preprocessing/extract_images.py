@@ -35,13 +35,13 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Write the frames of all videos. Return the exit status."""
-    output = args.root_dir / args.images_dir
+    dataset, output = stage.load_dataset(args), args.root_dir / args.images_dir
     jobs = [
         Job(video.id, (video.path,), output / video.id, (video.path, output / video.id, args.max_pixels))
-        for video in stage.load_dataset(args).videos.values()
+        for video in dataset.videos.values()
     ]
     settings = {"stage": Path(__file__).stem, "version": VERSION}
-    return stage.run_jobs(args, extract, jobs, output, settings)
+    return stage.run_jobs(args, dataset, extract, jobs, output, settings)
 
 
 def extract(path: Path, output: Path, max_pixels: int = MAX_PIXELS) -> Outcome:

@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
             ["original", "fake", "difference"],
         )
 
-    return stage.run_jobs(args, diffs, jobs, args.root_dir / DIFFS, settings, sample, DIFF_SUFFIX)
+    return stage.run_jobs(args, dataset, diffs, jobs, args.root_dir / DIFFS, settings, sample, DIFF_SUFFIX)
 
 
 def diffs(fake: Path, original: Path | None, output: Path) -> Outcome:

@@ -60,6 +60,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Write the list of crops. Return the exit status."""
+    if args.shard:
+        raise StageError("--shard: folds.csv lists the crops of all shards. Leave it out, when all shards are finished")
     dataset, root = stage.load_dataset(args), stage.data_root(args)
     folds = assign_folds(dataset, args.n_splits, args.seed)
     check_folds(dataset, folds)

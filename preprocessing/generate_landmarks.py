@@ -48,10 +48,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Detect the landmarks of all real videos. Return the exit status."""
-    root = stage.data_root(args)
+    dataset, root = stage.load_dataset(args), stage.data_root(args)
     scale = None if args.detector_scale == "auto" else 1.0
     jobs = []
-    for video in stage.load_dataset(args).videos.values():
+    for video in dataset.videos.values():
         if not video.fake:
             crops, boxes, output = root.crops(video.id), root.boxes(video.id), root.landmarks(video.id)
             jobs.append(Job(video.id, (crops, boxes), output, (crops, boxes, output, scale, args.device)))
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
         return Sample(f"{clip}/{path.stem}", [draw_landmarks(crop, np.load(path))])
 
     output = args.root_dir / LANDMARKS
-    return stage.run_jobs(args, landmarks, jobs, output, settings, sample, LANDMARKS_SUFFIX, uses_device=True)
+    return stage.run_jobs(args, dataset, landmarks, jobs, output, settings, sample, LANDMARKS_SUFFIX, uses_device=True)
 
 
 def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> Outcome:

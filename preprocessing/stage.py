@@ -11,7 +11,9 @@ from typing import Any
 
 from common import cli, jobs
 from common.executors import add_executor_options, add_time_limits, choose_executor
+from common.local_executor import run_local
 from common.outcome import Job, Outcome, StageError, Statuses
+from common.shards import WHOLE, add_shard_options, check_merge
 from common.text import abbreviate, plural
 from preprocessing.contact_sheet import Sample, draw_samples
 from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
@@ -50,6 +52,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="device of the detector: auto, cpu, cuda or cuda:1")
     add_executor_options(parser)
+    add_shard_options(parser, "print the summary")
     return parser
 
 
@@ -71,6 +74,7 @@ def load_dataset(args: argparse.Namespace) -> Dataset:
 
 def run_jobs(
     args: argparse.Namespace,
+    dataset: Dataset,
     function: Callable[..., Outcome],
     todo: list[Job],
     output: Path,
@@ -80,10 +84,11 @@ def run_jobs(
     extra: Mapping[str, Outcome] | None = None,
     uses_device: bool = False,
 ) -> int:
-    """Run a stage over its clips, print the summary and write the contact sheet. Return the exit status.
+    """Run a stage over the clips of its shard, print the summary and write the contact sheet. Return the exit status.
 
     Args:
         args: a stage's arguments.
+        dataset: the dataset.
         function: the stage's function, see `common.jobs.run`.
         todo: one job per clip.
         output: folder of the outputs.
@@ -96,16 +101,35 @@ def run_jobs(
     root = Path(os.path.realpath(args.root_dir))  # unlike Path.resolve, accepts a symbolic link to itself
     if Path(os.path.realpath(output)) in (root, *root.parents):
         raise StageError(f"{output}: contains the dataset. Choose another folder for the outputs")
-    execute = choose_executor(args, uses_device)
+    check_merge(args)
+    todo = [job for job in todo if is_in_shard(args, dataset, job.clip)]
+    execute = run_local if args.merge else choose_executor(args, uses_device)
     outcomes = jobs.run(
-        function, todo, output, settings, args.workers, STATUSES, args.retry_failed, args.overwrite, execute
+        function,
+        todo,
+        output,
+        settings,
+        args.workers,
+        STATUSES,
+        args.retry_failed,
+        args.overwrite,
+        execute,
+        args.shard,
+        args.merge,
     )
-    remedy = f"Fix the cause and re-run with --retry-failed. All messages are in {jobs.journal_path(output)}"
-    status = report({**outcomes, **(extra or {})}, remedy)
-    if sample and args.preview:
+    stray = {clip: outcome for clip, outcome in (extra or {}).items() if is_in_shard(args, dataset, clip)}
+    remedy = f"Fix the cause and re-run with --retry-failed. All messages are in {jobs.journal_path(output).parent}"
+    status = report({**outcomes, **stray}, remedy)
+    if sample and args.preview and not args.shard:
         clips = [clip for clip, outcome in outcomes.items() if outcome.status == "ok"]
         print(draw_samples(output, clips, args.preview, sample, suffix))
     return status
+
+
+def is_in_shard(args: argparse.Namespace, dataset: Dataset, clip: str) -> bool:
+    """Return whether a run processes a clip. A fake is in the shard of its original, whose outputs it needs."""
+    video = dataset.videos.get(clip)
+    return ((video and video.original) or clip) in (args.shard or WHOLE)
 
 
 def report(outcomes: Mapping[str, Outcome], remedy: str) -> int:
