@@ -87,10 +87,10 @@ def test_slurm_directives_come_before_the_first_command() -> None:
 def test_slurm_script_adds_the_part_of_the_run(index: str | None, part: list[str]) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     array = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "4"} if index else {}
-    command = [SLURM, "printf", "%s\n", "a video", "--overwrite"]
+    command = [SLURM, "printf", "%s\n", "a video"]
     finished = programs.run(command, env={**environment, **array, "SLURM_CPUS_PER_TASK": "8"})
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.splitlines() == ["a video", "--overwrite", "--workers", "8", *part]
+    assert finished.stdout.splitlines() == ["a video", "--workers", "8", *part]
 
 
 @pytest.mark.slow
