@@ -21,6 +21,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ from common.allocator import keep_freed_memory
 from common.device import PRECISIONS
 from common.executors import add_executor_options, add_time_limits
 from common.files import lock
-from common.journal import Journal, last_settings
+from common.journal import Journal, journal_files, last_settings, stamp_of
+from common.shards import WHOLE, add_shard_options, check_merge, shard_path
 from common.text import plural
 from inference import submission
 from inference.aggregation import FRAMES, STRATEGIES
 from inference.details import AGGREGATES, describe_run, write_details
 from inference.loading import DEFAULT_MODEL
-from inference.scorers import choose_scorer
+from inference.scorers import Scorer, choose_scorer
+from inference.shard_results import merge, results_path, write_results
 from preprocessing.detector_scale import parse_scale
 from preprocessing.limits import MAX_MEMORY, MAX_PIXELS, Limits
 
@@ -109,6 +112,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add_time_limits(limits)
     add_executor_options(parser)
+    add_shard_options(parser, "write the outputs")
     return parser
 
 
@@ -130,7 +134,8 @@ def _annotate(args: argparse.Namespace, records: list[dict[str, Any]], videos: d
     """Write the videos of --annotate. Return whether all were written."""
     from inference.annotate import annotate_videos
 
-    outcomes = annotate_videos(videos, records, args.annotate, limits, args.workers or os.cpu_count() or 1)
+    workers = args.workers or os.cpu_count() or 1
+    outcomes = annotate_videos(videos, records, args.annotate, limits, workers, args.shard, args.merge)
     written = sum(outcome.status == "ok" for outcome in outcomes.values())
     print(f"annotated {written} of {plural(len(outcomes), 'video')} in {args.annotate}")
     return written == len(outcomes)
@@ -155,10 +160,11 @@ def main(args: argparse.Namespace) -> int:
     """Score the videos and write the results. Return the exit status."""
     if args.explain and not args.report:
         raise submission.UsageError("--explain: adds heat maps to a report. Add --report HTML")
+    check_merge(args)
     keep_freed_memory()
     found = submission.find_videos(args.test_dir)
-    progress = submission.journal_path(args.output)
-    outputs = [args.output, progress, *filter(None, (args.details, args.report))]
+    outputs = [args.output, shard_path(submission.journal_path(args.output), args.shard)]
+    outputs += filter(None, (args.details, args.report, args.shard and results_path(args.output, args.shard)))
     submission.check_outputs(outputs, found.videos)
     if args.annotate:
         from inference.annotate import check_folder
@@ -166,29 +172,59 @@ def main(args: argparse.Namespace) -> int:
         check_folder(args.annotate, found.videos, outputs)
     checkpoints = submission.find_checkpoints(args.models, args.weights_dir) if args.models else [DEFAULT_MODEL]
     limits = Limits(args.max_pixels, args.decoder_memory, args.timeout, args.clip_timeout)
-    with closing(choose_scorer(args, checkpoints, limits)) as scorer:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        previous = last_settings(progress)
-        description = scorer.describe(lambda description: settings_of(args, description) == previous)
-        names = [model["name"] for model in description["models"]]
-        submission.log_start(found, names, f"{description['device']} in {description['precision']}")
-        if args.models is None:
-            log.info("the embedded model is small and often wrong, see %s", MODEL_CARD)
-        header = describe_run(vars(args), description, args.aggregate)
+    if args.merge:
+        submission.warn_of_unlisted(found)
         with lock(args.output):
-            journal = Journal(progress, settings_of(args, description), args.overwrite, submission.is_record)
-            if journal.changed:
-                log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
-            scored = submission.score_videos(found.videos, scorer.score, journal)
-            hash_files = bool(args.details or args.report)
-            records = submission.complete_records(scored, header, found.videos, journal, hash_files)
-            submission.write_submission(args.output, records)
-            if args.details:
-                write_details(args.details, header, records)
-            if args.report:
-                _write_report(args, header, records, found.videos, limits)
-            annotated = not args.annotate or _annotate(args, records, found.videos, limits)
+            header, records = merge(args, found.videos, checkpoints)
+            return _write_outputs(args, header, records, found, limits)
+    with closing(choose_scorer(args, checkpoints, limits)) as scorer:
+        return _score(args, scorer, found, limits)
+
+
+def _score(args: argparse.Namespace, scorer: Scorer, found: submission.Found, limits: Limits) -> int:
+    """Score the videos of the shard, by default all, and write the results. Return the exit status."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    shard = args.shard or WHOLE
+    videos = {name: path for name, path in found.videos.items() if name in shard}
+    progress = submission.journal_path(args.output)
+    previous = cache(lambda: [last_settings(path) for path in journal_files(progress)])
+    description = scorer.describe(lambda description: settings_of(args, description) in previous())
+    names = [model["name"] for model in description["models"]]
+    where = f"{description['device']} in {description['precision']}"
+    submission.log_start(found._replace(videos=videos), names, where)
+    if args.models is None:
+        log.info("the embedded model is small and often wrong, see %s", MODEL_CARD)
+    header = describe_run(vars(args), description, args.aggregate)
+    settings = settings_of(args, description)
+    with lock(args.output, shard.positions):
+        journal = Journal(progress, settings, args.overwrite, submission.is_record, args.shard, videos)
+        if journal.changed:
+            log.info("starting over: settings changed since the last run (%s)", ", ".join(journal.changed))
+        stamps = {name: stamp_of(path) for name, path in videos.items()} if args.shard else {}
+        scored = submission.score_videos(videos, scorer.score, journal)
+        hash_files = bool(args.details or args.report)
+        records = submission.complete_records(scored, header, videos, journal, hash_files)
+        if args.shard:
+            write_results(results_path(args.output, args.shard), header, records, stamps)
+        return _write_outputs(args, header, records, found, limits)
+
+
+def _write_outputs(
+    args: argparse.Namespace,
+    header: dict[str, Any],
+    records: list[dict[str, Any]],
+    found: submission.Found,
+    limits: Limits,
+) -> int:
+    """Write the outputs, which shards leave to --merge except for annotated videos. Return the exit status."""
+    if not args.shard:
+        submission.write_submission(args.output, records)
+        if args.details:
+            write_details(args.details, header, records)
+        if args.report:
+            _write_report(args, header, records, found.videos, limits)
+    annotated = not args.annotate or _annotate(args, records, found.videos, limits)
     print(submission.summarize(records, found.unlisted))
     failed = any(record["status"] not in submission.READ for record in records) or not annotated
     return cli.CLIPS_FAILED if failed or found.unlisted else cli.OK

@@ -2,7 +2,7 @@
 
     DIR/<filename>                  the copy of a video; `.mp4` is appended to other suffixes: DIR/clip.mov.mp4
     DIR/progress/<filename>.json    what is drawn
-    DIR/progress/progress.jsonl     status records
+    DIR/progress/progress.jsonl     status records; those of shards are beside it
 
 The copies are H.264 in MP4. Their frames have the size of the upright frames (an odd row or column is repeated) and
 their times since the first one.
@@ -28,9 +28,11 @@ from av.video.reformatter import Colorspace
 
 from common import jobs
 from common.errors import ClipError, UserError
-from common.files import atomic_file, atomic_write, make_folder, temporary_path
+from common.files import append, atomic_file, atomic_write, lock_path, make_folder, temporary_path
+from common.journal import journal_files
 from common.local_executor import run_local
 from common.outcome import FAILED, Job, Outcome
+from common.shards import Shard
 from common.text import plural
 from common.watchdog import TimeLimits
 from inference.colors import score_color
@@ -86,7 +88,13 @@ People = Mapping[int, Sequence[Sequence[Sighting]]]
 
 
 def annotate_videos(
-    videos: Mapping[str, Path], records: Sequence[dict[str, Any]], folder: Path, limits: Limits, workers: int
+    videos: Mapping[str, Path],
+    records: Sequence[dict[str, Any]],
+    folder: Path,
+    limits: Limits,
+    workers: int,
+    shard: Shard | None = None,
+    merge: bool = False,
 ) -> dict[str, Outcome]:
     """Write an annotated copy of each video that was read, in worker processes, and return the outcomes by filename.
 
@@ -99,15 +107,22 @@ def annotate_videos(
         folder: output folder, see above.
         limits: what decoding a video may take.
         workers: number of worker processes.
+        shard: the shard that the records are.
+        merge: write no copy, but return the outcomes if there is one of each video.
 
     Raises:
-        StageError: the run cannot continue.
+        StageError: the run cannot continue, or not all copies have been written for `merge`.
         OutputError: an output cannot be written.
     """
     records = [record for record in records if record["status"] in ANNOTATED]
     paths = {name: (path, folder / PROGRESS / f"{name}.json") for name, path in output_paths(folder, videos).items()}
-    written = {jobs.journal_path(folder / PROGRESS), *chain.from_iterable(paths.values())}
-    written |= set(map(temporary_path, written))
+    # The folder of the progress stands for the output folder, because status records are kept beside the latter.
+    progress = folder / PROGRESS
+    journal = jobs.journal_path(progress, shard)
+    written = {journal, *chain.from_iterable(paths.values())}
+    written |= {*map(temporary_path, written), lock_path(jobs.journal_path(progress))}
+    make_folder(progress)
+    append(journal, b"")  # for `check_folder` of other shards
     todo, outcomes = [], {}
     for record in records:
         name = record["filename"]
@@ -120,10 +135,18 @@ def annotate_videos(
         _update(drawn, json.dumps(find_people(record)))
         todo.append(Job(name, (videos[name], drawn), output, (videos[name], output, drawn, limits.pixels)))
     settings = {"stage": "annotate", "version": VERSION}
-    # The folder of the progress stands for the output folder, because status records are kept beside the latter.
-    progress = folder / PROGRESS
     execute = partial(run_local, limits=TimeLimits(limits.timeout, limits.clip_timeout))
-    return outcomes | jobs.run(annotate, todo, progress, settings, workers, retry_failed=True, execute=execute)
+    return outcomes | jobs.run(
+        annotate,
+        todo,
+        progress,
+        settings,
+        workers,
+        retry_failed=not merge,
+        execute=execute,
+        shard=shard,
+        merge=merge,
+    )
 
 
 def check_folder(folder: Path, videos: Mapping[str, Path], outputs: Iterable[Path]) -> None:
@@ -139,7 +162,10 @@ def check_folder(folder: Path, videos: Mapping[str, Path], outputs: Iterable[Pat
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--annotate {folder}: is not a folder. Choose another one")
-    if folder.is_dir() and any(folder.iterdir()) and not jobs.journal_path(folder / PROGRESS).is_file():
+    # Another shard may be starting: it makes the folder of the progress, then its journal, then anything else.
+    places = filter(Path.is_dir, (folder, folder / PROGRESS))
+    content = {path for place in places for path in place.iterdir()} - {folder / PROGRESS}
+    if content and not any(path.is_file() for path in journal_files(jobs.journal_path(folder / PROGRESS))):
         raise UserError(f"--annotate {folder}: is not empty, and not from an earlier run. Choose a new folder")
     copies = set(map(os.path.realpath, (folder, *output_paths(folder, videos).values())))
     if not copies.isdisjoint(map(os.path.realpath, (*videos.values(), *outputs))):
