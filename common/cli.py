@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from common import __version__
@@ -56,6 +57,11 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     parser = Parser(description=description, epilog=epilog.rstrip(), formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     return parser
+
+
+def path_or_url(text: str) -> Path | str:
+    """Argument type: a URL, which contains `://` and stays a string, or a path."""
+    return text if "://" in text else Path(text)
 
 
 def positive(text: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -37,6 +38,22 @@ def read_regular_file(path: Path) -> bytes:
     if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a regular file")
     return path.read_bytes()
+
+
+def file_facts(path: Path) -> tuple[int | None, str | None]:
+    """Return the size of a regular file and its SHA-256; (None, None) if it cannot be read."""
+    try:
+        if path.is_file():  # not a named pipe or a device, which might have no end
+            return path.stat().st_size, sha256(path)
+    except OSError:
+        pass
+    return None, None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

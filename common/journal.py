@@ -12,15 +12,15 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from common.errors import UserError
 from common.files import append, atomic_write
 from common.shards import Shard, find_shards, shard_path
 from common.text import plural
 
-# Size in bytes and modification time in ns, which change when a file does.
-Stamp = list[int]
+# JSON value that changes when a file does: its size in bytes and its modification time in ns.
+Stamp = list[Any]
 
 # Keys of the two kinds of lines, with the types of their values.
 SETTINGS_LINE: dict[str, type] = {"settings": dict}
@@ -29,6 +29,14 @@ RECORD_LINE: dict[str, type] = {"clip": str, "stamp": object, "settings": str, "
 OPTIONAL = {"revision"}
 
 log = logging.getLogger(__name__)
+
+
+class Stamped(Protocol):
+    """A file that has a stamp of its own, such as one in an object store."""
+
+    @property
+    def stamp(self) -> Stamp:
+        """Changes when the file does."""
 
 
 class JournalError(UserError):
@@ -157,11 +165,13 @@ def journal_files(path: Path) -> list[Path]:
     return [path, *find_shards(path).values()]
 
 
-def stamp_of(path: Path) -> Stamp | None:
+def stamp_of(path: Path | Stamped) -> Stamp | None:
     """Return the stamp of a file or folder; None if it does not exist.
 
     The size of a folder depends on the file system, not on its contents, and is recorded as 0.
     """
+    if not isinstance(path, Path):
+        return path.stamp
     try:
         status = path.stat()
     except OSError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
+from common.journal import Stamped
 
 # Statuses set by the runner itself: an unexpected error; a worker process that died (out of memory, for example).
 FAILED, CRASHED = "failed", "crashed"
@@ -50,7 +51,7 @@ class Job:
     """
 
     clip: str
-    inputs: tuple[Path, ...]
+    inputs: tuple[Path | Stamped, ...]
     output: Path
     arguments: tuple
 

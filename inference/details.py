@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ import numpy as np
 
 from common import __version__
 from common.errors import UserError
-from common.files import atomic_write
+from common.files import atomic_write, file_facts, sha256
+from common.object_store import File, RemoteFile
 from inference.people import are_apart, disagree, most_suspicious
 
 if TYPE_CHECKING:
@@ -89,13 +89,14 @@ def describe_predictor(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def complete(record: dict[str, Any], header: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
+def complete(record: dict[str, Any], header: Mapping[str, Any], file: File | None = None) -> dict[str, Any]:
     """Return a video's record as it is in --details: with the score and the verdict that the run asks for.
 
     Args:
         record: result of `inference.submission.to_record`.
         header: result of `describe_run`.
-        path: the file, to add its size and SHA-256; None leaves them out, as for a file that has changed since.
+        file: the file, to add its size and SHA-256, which the record has if the file is in an object store; None leaves
+            them out, as for a file that has changed since.
     """
     has_score = record["status"] == "ok"
     score, faces, model_scores = record["video_score"], record["faces"], record["model_scores"]
@@ -103,7 +104,9 @@ def complete(record: dict[str, Any], header: Mapping[str, Any], path: Path | Non
         person = most_suspicious(record["people"])
         score, model_scores = person["score"], person["scores"]
         faces = [face for face in faces if face["person"] == person["person"]]
-    size, digest = file_facts(path) if path else (None, None)
+    size, digest = file_facts(file) if isinstance(file, Path) else (None, None)
+    if isinstance(file, RemoteFile):
+        size, digest = record.get("bytes"), record.get("sha256")
     return {
         "record": "video",
         **record,
@@ -148,22 +151,6 @@ def low_evidence(
 def bands_of(recipes: Sequence[Recipe]) -> dict[str, Any] | None:
     """Return the verdict bands; None unless there is one network, because bands are calibrated for its scores alone."""
     return asdict(recipes[0].bands) if len(recipes) == 1 and recipes[0].bands else None
-
-
-def file_facts(path: Path) -> tuple[int | None, str | None]:
-    """Return the size of a regular file and its SHA-256; (None, None) if it cannot be read."""
-    try:
-        if path.is_file():  # not a named pipe or a device, which might have no end
-            return path.stat().st_size, sha256(path)
-    except OSError:
-        pass
-    return None, None
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def device_name(kind: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,9 @@ import numpy as np
 
 from common.allocator import return_freed_memory
 from common.device import device_errors
-from common.errors import UserError
+from common.errors import ClipError, UserError
+from common.files import file_facts
+from common.object_store import File, Prefetcher, RemoteFile
 from inference.aggregation import FRAMES, STRATEGIES
 from inference.decoder import LARGE_FRAME, Decoder, SampledFrame, StartOver, VideoInfo, default_workers
 from inference.ensemble import CropSpec, Ensemble
@@ -33,7 +35,7 @@ from inference.video_score import VideoScore
 from preprocessing.crops import center_in_square, cut, resize_longer_side
 from preprocessing.faces import Face, FaceDetector
 from preprocessing.limits import Limits
-from preprocessing.video import VideoError, chunk_frames
+from preprocessing.video import chunk_frames
 
 # Frames and bytes of a chunk at most. Short chunks let detection start while the rest is decoded; a GPU's chunk has a
 # whole batch of the detector.
@@ -51,6 +53,7 @@ class _Video:
     """A video in flight.
 
     Attributes:
+        facts: size and SHA-256 of a file in an object store.
         status: `ok`, or the status of the error.
         times: times of the frames so far in seconds.
         size: width and height of the frames.
@@ -59,7 +62,8 @@ class _Video:
         complete: whether the faces of all frames have been detected.
     """
 
-    path: Path
+    path: File
+    facts: tuple[int | None, str | None] = (None, None)
     status: str = "ok"
     message: str = ""
     notes: list[str] = field(default_factory=list)
@@ -143,8 +147,12 @@ class Predictor:
         # On a CPU, the scores of a video must not depend on the videos that it shares a forward pass with.
         self.shares_batches = ensemble.device.type != "cpu"
 
-    def predict(self, paths: Iterable[str | Path]) -> Iterator[VideoScore]:
+    def predict(self, paths: Iterable[str | File], ahead: int = 0) -> Generator[VideoScore, None, None]:
         """Yield one VideoScore per path, in order. A video that cannot be read gets a status that says so.
+
+        Args:
+            paths: the videos.
+            ahead: number of videos that are downloaded from an object store before a decoder is free.
 
         Raises:
             ScoreError: a network's output is not finite.
@@ -152,9 +160,10 @@ class Predictor:
         """
         decoding = ThreadPoolExecutor(len(self.decoders), "decode")
         detecting = ThreadPoolExecutor(1, "detect")
+        files = Prefetcher((path if isinstance(path, RemoteFile) else Path(path) for path in paths), ahead)
         finished = False
         try:
-            chunks = self._chunks(map(Path, paths), decoding)
+            chunks = self._chunks(files, decoding)
             if self.ensemble.device.type == "cpu":  # detection and classification would compete for the same cores
                 detected: Iterator[_Chunk] = map(self._detect, chunks)
             else:
@@ -162,19 +171,20 @@ class Predictor:
             yield from map(self._result, self._classify(detected))
             finished = True
         finally:
+            files.close()  # ends a thread's wait for a download
             for decoder in () if finished else self.decoders:
                 decoder.kill()  # ends a thread's wait for the next frame
             for pool in (decoding, detecting):
                 pool.shutdown(cancel_futures=True)
 
-    def _chunks(self, paths: Iterator[Path], pool: ThreadPoolExecutor) -> Iterator[_Chunk]:
+    def _chunks(self, files: Prefetcher, pool: ThreadPoolExecutor) -> Iterator[_Chunk]:
         """Yield the chunks of all videos in order. One chunk per decoder is read ahead, but not after a large one."""
-        idle = deque(self.decoders)
+        idle, paths = deque(self.decoders), iter(files)
         reading: deque[tuple[Iterator[_Chunk], Decoder, Future[_Chunk]]] = deque()
 
         def start_idle() -> None:
             while idle and (path := next(paths, None)):
-                chunks = self._decode(_Video(path), decoder := idle.popleft())
+                chunks = self._decode(_Video(path), files, decoder := idle.popleft())
                 reading.append((chunks, decoder, pool.submit(next, chunks)))
 
         start_idle()
@@ -193,24 +203,14 @@ class Predictor:
             if not is_large:
                 yield chunk
 
-    def _decode(self, video: _Video, decoder: Decoder) -> Iterator[_Chunk]:
+    def _decode(self, video: _Video, files: Prefetcher, decoder: Decoder) -> Iterator[_Chunk]:
         """Yield the chunks of a video; at least the last one, which has no frames."""
-        start = time.perf_counter()
-        starts_over = False
         try:
-            video.info = decoder.open(video.path, self.frames)
-            while True:
-                try:
-                    shrunk: deque[np.ndarray] = deque()
-                    for frames in chunk_frames(self._shrink(decoder.frames(), shrunk), self.chunk_frames, CHUNK_BYTES):
-                        inputs = [shrunk.popleft() for _ in frames]
-                        yield _Chunk(video, frames, inputs, [], time.perf_counter() - start, starts_over)
-                        start, starts_over = time.perf_counter(), False
-                    video.notes = decoder.notes
-                    break
-                except StartOver:
-                    starts_over = True
-        except VideoError as error:
+            with files.open(video.path) as path:
+                if isinstance(video.path, RemoteFile):
+                    video.facts = file_facts(path)
+                yield from self._decode_file(video, path, decoder)
+        except ClipError as error:
             video.fail("too_large" if error.status == "too_large" else "unreadable", str(error))
         except UserError:  # the decoder cannot start, and would not for the other videos
             raise
@@ -219,6 +219,23 @@ class Predictor:
             video.fail("unreadable", f"{video.path}: decoding failed ({error!r})")
             decoder.kill()  # what it has not sent yet would be taken for the next video
         yield _Chunk(video, last=True)
+
+    def _decode_file(self, video: _Video, path: Path, decoder: Decoder) -> Iterator[_Chunk]:
+        """Yield the chunks of a video that have frames. Raises VideoError."""
+        start = time.perf_counter()
+        starts_over = False
+        video.info = decoder.open(path, self.frames)
+        while True:
+            try:
+                shrunk: deque[np.ndarray] = deque()
+                for frames in chunk_frames(self._shrink(decoder.frames(), shrunk), self.chunk_frames, CHUNK_BYTES):
+                    inputs = [shrunk.popleft() for _ in frames]
+                    yield _Chunk(video, frames, inputs, [], time.perf_counter() - start, starts_over)
+                    start, starts_over = time.perf_counter(), False
+                video.notes = decoder.notes
+                return
+            except StartOver:
+                starts_over = True
 
     def _shrink(self, frames: Iterator[SampledFrame], shrunk: deque[np.ndarray]) -> Iterator[SampledFrame]:
         """Yield the frames. Append the detector's input for each to `shrunk` first, while the next one is decoded."""
@@ -307,6 +324,8 @@ class Predictor:
             video.notes,
             frames=len(video.times),
             seconds=round(video.seconds, 3),
+            bytes=video.facts[0],
+            sha256=video.facts[1],
         )
         if video.info and video.size:
             result.fps, result.duration = round(video.info.fps, 3), round(video.info.duration, 3)

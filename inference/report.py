@@ -23,10 +23,10 @@ from markupsafe import Markup
 
 from common import cli
 from common.errors import UserError
-from common.files import atomic_write
+from common.files import atomic_write, file_facts
+from common.object_store import File
 from common.text import MAX_NAME, plural, printable, shorten
 from inference.colors import score_color
-from inference.details import file_facts
 from inference.people import counted, mean_score
 from inference.report_pictures import VideoPictures, make_pictures
 from inference.report_plot import lines_of, marker_definitions, plot
@@ -57,7 +57,7 @@ def write_report(
     path: str | Path,
     header: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
-    videos: Mapping[str, Path] | None = None,
+    videos: Mapping[str, File] | None = None,
     explainer: Explainer | None = None,
     limits: Limits | None = None,
 ) -> None:
@@ -67,7 +67,7 @@ def write_report(
         path: HTML file.
         header: header of --details.
         records: records of --details.
-        videos: path by file name, for pictures; None for a page without.
+        videos: file by file name, for pictures; None for a page without.
         explainer: makes heat maps; None for none.
         limits: what decoding a video may take; None for the default limits.
 
@@ -224,7 +224,7 @@ def make_explainer(header: Mapping[str, Any], device: str) -> Explainer:
     return Explainer([model["file"] for model in header["models"]], device)
 
 
-def _find_videos(folder: Path | None, arguments: Mapping[str, Any]) -> dict[str, Path]:
+def _find_videos(folder: Path | None, arguments: Mapping[str, Any]) -> Mapping[str, File]:
     """Return the videos in a folder, by default that of the run, where there may be none. Raises UsageError."""
     from inference.submission import UsageError, find_videos
 

@@ -18,14 +18,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import ClipError, UserError
+from common.files import file_facts
+from common.object_store import File, local_copy
 from inference.colors import score_color
 from inference.decoder import Decoder, SampledFrame, StartOver, default_workers
-from inference.details import file_facts
 from inference.people import counted, mean_score
 from preprocessing.crops import MarginCrop, cut, resize_longer_side
 from preprocessing.limits import Limits
-from preprocessing.video import VideoError
 
 if TYPE_CHECKING:
     from inference.explain import Explainer
@@ -82,7 +82,7 @@ class VideoPictures:
 
 def make_pictures(
     records: Sequence[Record],
-    videos: Mapping[str, Path],
+    videos: Mapping[str, File],
     frames: int,
     limits: Limits | None = None,
     explainer: Explainer | None = None,
@@ -94,7 +94,7 @@ def make_pictures(
 
     Args:
         records: records of --details.
-        videos: path by file name.
+        videos: file by file name.
         frames: number of frames that were sampled per video.
         limits: what decoding a video may take; None for the default limits.
         explainer: makes heat maps; None for none.
@@ -116,7 +116,7 @@ def make_pictures(
 
 def _make_all(
     records: Sequence[Record],
-    videos: Mapping[str, Path],
+    videos: Mapping[str, File],
     frames: int,
     limits: Limits,
     explainer: Explainer | None,
@@ -138,13 +138,17 @@ def _make_all(
 
 
 def _make(
-    record: Record, path: Path | None, frames: int, decoder: Decoder, explainer: Explainer | None
+    record: Record, video: File | None, frames: int, decoder: Decoder, explainer: Explainer | None
 ) -> VideoPictures:
-    if path is None or file_facts(path)[1] != record["sha256"] or record["sha256"] is None:
-        return VideoPictures(missing="No pictures: the file is missing or has changed since it was scored.")
+    missing = VideoPictures(missing="No pictures: the file is missing or has changed since it was scored.")
+    if video is None or record["sha256"] is None:
+        return missing
     try:
-        pictures = _decode(record, path, frames, decoder, explainer)
-    except VideoError as error:
+        with local_copy(video) as path:
+            if file_facts(path)[1] != record["sha256"]:
+                return missing
+            pictures = _decode(record, path, frames, decoder, explainer)
+    except ClipError as error:
         log.warning("%s: no pictures in the report (%s)", record["filename"], error)
         pictures = VideoPictures()
     except UserError:  # the decoder or the device of the explainer fails, and would fail for the other videos

@@ -56,4 +56,4 @@ def predict(
     for (name, path), result in zip(found.videos.items(), predictor.predict(found.videos.values()), strict=True):
         unchanged = stamp_of(path) == stamps[name]
         records.append(complete(to_record(name, result), header, path if unchanged else None))
-    return Results(header, records, found.videos)
+    return Results(header, records, dict(found.videos))

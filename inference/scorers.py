@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.allocator import keep_freed_memory
 from common.executors import ray_resources
+from common.object_store import File
 from common.ray_cluster import Resources
 from inference.details import describe_predictor
 from inference.loading import load_predictor
@@ -18,6 +19,9 @@ from preprocessing.limits import Limits
 
 if TYPE_CHECKING:
     from inference.predictor import Predictor
+
+# Number of videos that are downloaded from an object store while others are scored.
+AHEAD = 8
 
 
 class Scorer(Protocol):
@@ -31,7 +35,7 @@ class Scorer(Protocol):
                 those are used that have the returned one.
         """
 
-    def score(self, videos: Mapping[str, Path]) -> Iterator[tuple[str, VideoScore]]:
+    def score(self, videos: Mapping[str, File]) -> Iterator[tuple[str, VideoScore]]:
         """Yield the name and the result of each video, in any order."""
 
     def close(self) -> None:
@@ -68,15 +72,18 @@ class LocalScorer:
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
+        self._results: Generator[VideoScore, None, None] | None = None
 
     def describe(self, is_known: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:  # noqa: ARG002
         return describe_predictor(self.predictor)
 
-    def score(self, videos: Mapping[str, Path]) -> Iterator[tuple[str, VideoScore]]:
-        return zip(videos, self.predictor.predict(videos.values()), strict=True)
+    def score(self, videos: Mapping[str, File]) -> Iterator[tuple[str, VideoScore]]:
+        self._results = self.predictor.predict(videos.values(), AHEAD)
+        return zip(videos, self._results, strict=True)
 
     def close(self) -> None:
-        pass
+        if self._results:
+            self._results.close()
 
 
 class RayScorer:
@@ -97,7 +104,7 @@ class RayScorer:
     def describe(self, is_known: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
         return self.pool.describe(is_known)
 
-    def score(self, videos: Mapping[str, Path]) -> Iterator[tuple[str, VideoScore]]:
+    def score(self, videos: Mapping[str, File]) -> Iterator[tuple[str, VideoScore]]:
         names = list(videos)
         for index, result in self.pool.run(list(videos.values())):
             path = videos[names[index]]
@@ -118,5 +125,5 @@ class VideoWorker:
     def describe(self) -> Mapping[str, Any]:
         return describe_predictor(self.predictor)
 
-    def run(self, items: Iterator[Path]) -> Iterator[VideoScore]:
+    def run(self, items: Iterator[File]) -> Iterator[VideoScore]:
         return self.predictor.predict(items)

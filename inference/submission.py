@@ -8,23 +8,27 @@ import logging
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 from common import __version__
 from common.errors import UserError
+from common.file_cache import open_cache
 from common.files import atomic_write, make_folder, temporary_path
 from common.journal import Journal, stamp_of
+from common.object_store import GIB, File, list_files
 from common.text import abbreviate, plural, printable, shorten
 from inference.details import PEOPLE_DISAGREE, complete
 from inference.video_score import VideoScore
 from preprocessing.layout import VIDEO_SUFFIXES
 
+AnyFile = TypeVar("AnyFile", bound=File, covariant=True)
 # Yields the name and the result of each video, in any order.
-Score = Callable[[Mapping[str, Path]], Iterator[tuple[str, VideoScore]]]
+Score = Callable[[Mapping[str, File]], Iterator[tuple[str, VideoScore]]]
 
 # Statuses of videos that were read. Videos with another status have failed, and the next run tries them again.
 READ = ("ok", "no_face")
@@ -39,21 +43,45 @@ class UsageError(UserError):
     """Arguments that name missing or unsuitable files."""
 
 
-class Found(NamedTuple):
-    """What a folder contains.
+class Found(NamedTuple, Generic[AnyFile]):
+    """What a folder or an object store contains.
 
     Attributes:
-        videos: path by name, sorted by name; also broken links, pipes and devices that are named like a video.
+        videos: file by name, sorted by name; also broken links, pipes and devices that are named like a video.
         others: names of the other files.
         unlisted: reason by name of the subfolders that cannot be listed.
     """
 
-    videos: dict[str, Path]
+    videos: Mapping[str, AnyFile]
     others: list[str]
     unlisted: dict[str, str]
 
 
-def find_videos(path: Path) -> Found:
+@contextmanager
+def open_videos(source: Path | str, cache_folder: Path | None, cache_size: float) -> Iterator[Found[File]]:
+    """Yield the videos, whose copies in the cache can be used within the block.
+
+    Args:
+        source: a path, see `find_videos`, or the URL of a video or of a folder in an object store.
+        cache_folder: folder of the copies of files in an object store; None for a temporary one.
+        cache_size: total size of the copies at most in GiB.
+
+    Raises:
+        UsageError: there is no video.
+        UserError: an object store cannot be listed, or the cache cannot be written to.
+    """
+    if isinstance(source, Path):
+        yield find_videos(source)
+        return
+    with open_cache(cache_folder, int(cache_size * GIB)) as cache:
+        files = list_files(source, cache)
+        videos = {name: files[name] for name in _named_like_videos(files)}
+        if not videos:
+            raise UsageError(f"{source}: contains no video ({_suffixes()}). Correct the URL")
+        yield Found(videos, sorted(files.keys() - videos.keys()), {})
+
+
+def find_videos(path: Path) -> Found[Path]:
     """Find the videos without opening any file. A name is the path relative to the folder, with forward slashes.
 
     Args:
@@ -75,17 +103,21 @@ def find_videos(path: Path) -> Found:
     return Found({path.name: path}, [], {})
 
 
-def _find_in_folder(path: Path) -> Found:
+def _find_in_folder(path: Path) -> Found[Path]:
     paths, reasons = _walk(path)
     if path in reasons:
         raise UsageError(f"{path}: cannot be listed ({reasons[path]}). Change its permissions or choose another folder")
     files = {file.relative_to(path).as_posix(): file for file in paths}
     unlisted = {folder.relative_to(path).as_posix(): reasons[folder] for folder in sorted(reasons)}
-    videos = {name: files[name] for name in sorted(files) if files[name].suffix.lower() in VIDEO_SUFFIXES}
+    videos = {name: files[name] for name in _named_like_videos(files)}
     if not videos:
         but = f", but cannot list {abbreviate(list(unlisted))}" if unlisted else ""
         raise UsageError(f"{path}: contains no video ({_suffixes()}){but}. Choose another folder")
     return Found(videos, sorted(files.keys() - videos.keys()), unlisted)
+
+
+def _named_like_videos(names: Iterable[str]) -> list[str]:
+    return [name for name in sorted(names) if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES]
 
 
 def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
@@ -137,14 +169,14 @@ def find_checkpoints(models: Sequence[str], weights_dir: Path) -> list[Path]:
     return paths
 
 
-def check_outputs(outputs: Sequence[Path], videos: dict[str, Path]) -> None:
+def check_outputs(outputs: Sequence[Path], videos: Mapping[str, File]) -> None:
     """Check that the outputs can be written and overwrite neither a video nor each other; make their folders.
 
     Raises:
         UsageError: an output is not a file or would overwrite something.
         OutputError: an output's folder cannot be created or written to.
     """
-    taken = {os.path.realpath(path) for path in videos.values()}
+    taken = {os.path.realpath(video) for video in videos.values() if isinstance(video, Path)}
     for path in outputs:
         if not path.name or path.is_dir() or temporary_path(path).is_dir():
             raise UsageError(f"{path}: is a folder. Choose a file name for the output")
@@ -172,7 +204,7 @@ def is_record(name: str, record: dict[str, Any]) -> bool:
     return is_score and is_complete and record.get("filename") == name and record.get("status") in READ
 
 
-def score_videos(videos: dict[str, Path], score: Score, journal: Journal) -> list[dict[str, Any]]:
+def score_videos(videos: Mapping[str, File], score: Score, journal: Journal) -> list[dict[str, Any]]:
     """Score the videos that have no record in the journal and add theirs. Return the records of all, in order."""
     stamps = {name: stamp_of(path) for name, path in videos.items()}
     finished = {name: record for name, stamp in stamps.items() if (record := journal.get(name, stamp))}
@@ -194,7 +226,7 @@ def score_videos(videos: dict[str, Path], score: Score, journal: Journal) -> lis
 
 def to_record(name: str, result: VideoScore) -> dict[str, Any]:
     """Return a video's record, which is its line of --details. docs/formats.md describes the keys."""
-    return {
+    record = {
         "filename": name,
         "status": result.status,
         "message": result.message,
@@ -214,12 +246,13 @@ def to_record(name: str, result: VideoScore) -> dict[str, Any]:
         "processing_seconds": result.seconds,
         "version": __version__,
     }
+    return record | ({"sha256": result.sha256, "bytes": result.bytes} if result.sha256 else {})
 
 
 def complete_records(
     records: Sequence[dict[str, Any]],
     header: Mapping[str, Any],
-    videos: Mapping[str, Path],
+    videos: Mapping[str, File],
     journal: Journal,
     hash_files: bool,
 ) -> list[dict[str, Any]]:
@@ -228,9 +261,9 @@ def complete_records(
     Args:
         records: result of `score_videos`.
         header: header of --details.
-        videos: path by name.
+        videos: file by name.
         journal: the status records of the run.
-        hash_files: whether to add the size and the SHA-256 of each file.
+        hash_files: whether to add the size and the SHA-256 of each file; those in an object store have them.
 
     Raises:
         UsageError: a record that an earlier run has stored is damaged.
@@ -238,11 +271,11 @@ def complete_records(
     completed = []
     for record in records:
         name = record["filename"]
-        path = videos[name] if hash_files else None
-        if path and record["status"] in READ and journal.get(name, stamp_of(path)) is None:
-            path = None  # the file has changed since it was scored
+        file = videos[name] if hash_files else None
+        if file and record["status"] in READ and journal.get(name, stamp_of(file)) is None:
+            file = None  # the file has changed since it was scored
         try:
-            completed.append(complete(record, header, path))
+            completed.append(complete(record, header, file))
         except (LookupError, TypeError, ValueError, AttributeError):
             reason = f"the record of {shorten(printable(name))} is damaged"
             raise UsageError(f"{journal.path}: {reason}. Start over with --overwrite") from None

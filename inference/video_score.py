@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.object_store import File
 
 # Score of a video that is unreadable or has no face.
 UNKNOWN = 0.5
@@ -30,9 +32,11 @@ class VideoScore:
         faces: one dict per face, see docs/formats.md.
         people: one dict per person, see docs/formats.md.
         seconds: processing time, summed over the stages.
+        sha256: SHA-256 of a file in an object store, which is computed while its copy exists; None for local files.
+        bytes: size of a file in an object store.
     """
 
-    path: Path
+    path: File
     status: str
     message: str = ""
     notes: list[str] = field(default_factory=list)
@@ -47,3 +51,5 @@ class VideoScore:
     faces: list[dict[str, Any]] = field(default_factory=list)
     people: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    sha256: str | None = None
+    bytes: int | None = None
