@@ -21,7 +21,7 @@ use_python "$PWD/requirements-dev.txt"
 "$PYTHON" -m mypy
 tools=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
 # requirements-dev.txt omits these two on platforms without wheels.
-if [ -x "$tools/shellcheck" ]; then "$tools/shellcheck" -- *.sh .ci/run; fi
+if [ -x "$tools/shellcheck" ]; then "$tools/shellcheck" -- *.sh configs/cluster/*.sh .ci/run; fi
 if [ -x "$tools/hadolint" ]; then "$tools/hadolint" Dockerfile; fi
 # One thread per process: the threads of two processes would wait for each other on two cores.
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"

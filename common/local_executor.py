@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 
 from common.allocator import keep_freed_memory
+from common.cores import available_cores
 from common.errors import ClipError, UserError
 from common.outcome import CRASHED, FAILED, STALLED, Job, Outcome, Outcomes
 from common.watchdog import TimeLimits, Watchdog, watch_this_process
@@ -36,7 +37,7 @@ def run_local(
         limits: a worker process that exceeds one of them is killed, which fails its clip.
     """
     queue = iter(jobs)
-    pool = [WorkerProcess(limits) for _ in range(workers or os.cpu_count() or 1)]
+    pool = [WorkerProcess(limits) for _ in range(workers or available_cores())]
     idle = pool.copy()
     in_flight: dict[Future, tuple[Job, WorkerProcess]] = {}
     try:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.cores import available_cores
 from common.errors import UserError
 from preprocessing.limits import Limits
 from preprocessing.video import VideoError
@@ -40,8 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def default_workers() -> int:
     """Return the number of videos to decode concurrently: one per two CPU cores, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, (cores + 1) // 2)
+    return min(8, (available_cores() + 1) // 2)
 
 
 class VideoInfo(NamedTuple):

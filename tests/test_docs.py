@@ -81,7 +81,8 @@ def test_documented_options_exist() -> None:
     scripts = [
         ROOT / "tests" / name for name in ("compare_published.py", "reproduce_training.py", "support/browser.py")
     ]
-    others = [*ROOT.glob("*.sh"), *(ROOT / "benchmarks").glob("*.py"), *scripts]
+    others = [*ROOT.glob("*.sh"), *(ROOT / "benchmarks").glob("*.py"), *scripts, ROOT / "Dockerfile"]
+    others += (ROOT / "configs" / "cluster").iterdir()
     for path in others:
         existing |= set(re.findall(OPTION, path.read_text()))
     assert set(re.findall(OPTION, TEXT)) - existing == set()
