@@ -127,9 +127,11 @@ def test_merge_equals_a_whole_run(videos: Path, whole: tuple[Path, subprocess.Co
 
 
 def test_merge_loads_no_network(videos: Path, copy: Path):
-    python, *script = command(videos, copy, "--merge")
+    report = copy.with_suffix(".html")
+    python, *script = command(videos, copy, "--merge", "--report", report)
     finished = programs.run([python, "-X", "importtime", *script])
     assert finished.returncode == 3
+    assert all(name in report.read_text() for name in CLIPS)
     loaded = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
     assert "inference.shard_results" in loaded
     assert "torch" not in loaded
