@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.journal import stamp_of
+from common.object_store import File
 from common.shards import Shard, find_shards, shard_path
 from common.text import abbreviate, plural
 from inference.details import describe_run, sha256, write_details
@@ -37,13 +38,13 @@ def write_results(
 
 
 def merge(
-    args: argparse.Namespace, videos: Mapping[str, Path], checkpoints: Sequence[Path]
+    args: argparse.Namespace, videos: Mapping[str, File], checkpoints: Sequence[Path]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the header and the records of --details from the results of all shards, without loading networks.
 
     Args:
         args: arguments of predict_folder.py.
-        videos: path of each video by name.
+        videos: file of each video by name.
         checkpoints: paths of the checkpoints.
 
     Raises:
@@ -116,7 +117,7 @@ def _check_options(
 
 
 def _check_videos(
-    output: Path, shards: Sequence[Shard], records: Mapping[str, Mapping[str, Any]], videos: Mapping[str, Path]
+    output: Path, shards: Sequence[Shard], records: Mapping[str, Mapping[str, Any]], videos: Mapping[str, File]
 ) -> None:
     """Raise UserError if videos were added, removed or changed after their shards were run."""
     outdated = sorted(records.keys() ^ videos.keys())
