@@ -31,6 +31,7 @@ from common.device import PRECISIONS
 from common.executors import add_executor_options, add_time_limits
 from common.files import lock
 from common.journal import Journal, journal_files, last_settings, stamp_of
+from common.object_store import File
 from common.shards import WHOLE, add_shard_options, check_merge, shard_path
 from common.text import plural
 from inference import submission
@@ -53,7 +54,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument_group("input and output").add_argument
     add(
-        "--test-dir", type=Path, required=True, metavar="VIDEOS", help="folder of videos (with subfolders) or one video"
+        "--test-dir",
+        type=cli.path_or_url,
+        required=True,
+        metavar="VIDEOS",
+        help="folder of videos (with subfolders) or one video; or its URL in an object store, such as s3://bucket/folder",
     )
     add("--output", type=Path, required=True, metavar="CSV", help="CSV file to write")
     add(
@@ -73,6 +78,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add("--weights-dir", type=Path, default=ROOT / "weights", metavar="DIR", help="folder of the checkpoints")
     add("--overwrite", action="store_true", help="start over instead of resuming an earlier run")
+    add = parser.add_argument_group("copies of videos in an object store").add_argument
+    add("--cache-dir", type=Path, metavar="DIR", help="folder of the copies, which are kept (default: a temporary one)")
+    add("--cache-size", type=cli.positive_number, default=10.0, metavar="GIB", help="size of all copies at most")
     add = parser.add_argument_group("method").add_argument
     add("--frames", type=cli.positive, default=FRAMES, help="number of frames, evenly spaced over each video")
     add("--strategy", choices=STRATEGIES, default="confident", help="how face scores are aggregated into a video score")
@@ -120,7 +128,7 @@ def _write_report(
     args: argparse.Namespace,
     header: dict[str, Any],
     records: list[dict[str, Any]],
-    videos: dict[str, Path],
+    videos: Mapping[str, File],
     limits: Limits,
 ) -> None:
     """Write the page of --report."""
@@ -130,7 +138,9 @@ def _write_report(
     write_report(args.report, header, records, videos, explainer, limits)
 
 
-def _annotate(args: argparse.Namespace, records: list[dict[str, Any]], videos: dict[str, Path], limits: Limits) -> bool:
+def _annotate(
+    args: argparse.Namespace, records: list[dict[str, Any]], videos: Mapping[str, File], limits: Limits
+) -> bool:
     """Write the videos of --annotate. Return whether all were written."""
     from inference.annotate import annotate_videos
 
@@ -161,8 +171,17 @@ def main(args: argparse.Namespace) -> int:
     if args.explain and not args.report:
         raise submission.UsageError("--explain: adds heat maps to a report. Add --report HTML")
     check_merge(args)
+    if isinstance(args.test_dir, str):
+        if args.executor == "ray" and not args.cache_dir:
+            raise submission.UsageError("--cache-dir: is missing. Name a folder on a local disk of each node")
+        _interrupt_on(signal.SIGINT, signal.SIGTERM)  # to remove the copies
     keep_freed_memory()
-    found = submission.find_videos(args.test_dir)
+    with submission.open_videos(args.test_dir, args.cache_dir, args.cache_size) as found:
+        return _run(args, found)
+
+
+def _run(args: argparse.Namespace, found: submission.Found) -> int:
+    """Score the videos or merge the results of shards. Return the exit status."""
     outputs = [args.output, shard_path(submission.journal_path(args.output), args.shard)]
     outputs += filter(None, (args.details, args.report, args.shard and results_path(args.output, args.shard)))
     submission.check_outputs(outputs, found.videos)
@@ -181,10 +200,16 @@ def main(args: argparse.Namespace) -> int:
         return _score(args, scorer, found, limits)
 
 
+def _interrupt_on(*numbers: signal.Signals) -> None:
+    """Let signals raise KeyboardInterrupt that would end the program, but not those that are ignored."""
+    for number in numbers:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 def _score(args: argparse.Namespace, scorer: Scorer, found: submission.Found, limits: Limits) -> int:
     """Score the videos of the shard, by default all, and write the results. Return the exit status."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _interrupt_on(signal.SIGINT)
     shard = args.shard or WHOLE
     videos = {name: path for name, path in found.videos.items() if name in shard}
     progress = submission.journal_path(args.output)

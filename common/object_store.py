@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import threading
 from collections import deque
@@ -99,10 +100,8 @@ class RemoteFile:
 
     def _read(self) -> Iterator[bytes]:
         """Yield the content in blocks. Raises ClipError."""
-        from fsspec.core import url_to_fs
-
         try:
-            store, _ = url_to_fs(self.root)
+            store, _ = _connect(self.root)
             if _stamp(store.info(self.path)) != self.stamp:
                 raise ClipError(self.url, f"has changed since it was listed. {AGAIN}")
             with store.open(self.path, "rb", cache_type="none") as source:
@@ -207,9 +206,7 @@ def list_files(url: str, cache: FileCache) -> dict[str, RemoteFile]:
         UserError: the URL does not exist or cannot be listed, or a package is missing.
     """
     try:
-        from fsspec.core import url_to_fs
-
-        store, root = url_to_fs(url)
+        store, root = _connect(url)
         store.invalidate_cache()
         found: Mapping[str, Mapping[str, Any]] = store.find(root, detail=True)
         found = {path: info if info.get("size") is not None else store.info(path) for path, info in found.items()}
@@ -227,6 +224,15 @@ def list_files(url: str, cache: FileCache) -> dict[str, RemoteFile]:
     names = {path.removeprefix(base): path for path in found if path.startswith(base)}
     address = url.rstrip("/")
     return {name: _file(f"{address}/{name}", url, names[name], found[names[name]], cache) for name in sorted(names)}
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    for library in ("aiobotocore", "botocore"):  # they log where they found the credentials
+        logging.getLogger(library).setLevel(logging.WARNING)
+    return url_to_fs(url)
 
 
 def _file(url: str, root: str, path: str, info: Mapping[str, Any], cache: FileCache) -> RemoteFile:

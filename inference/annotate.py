@@ -31,6 +31,7 @@ from common.errors import ClipError, UserError
 from common.files import append, atomic_file, atomic_write, lock_path, make_folder, temporary_path
 from common.journal import journal_files
 from common.local_executor import run_local
+from common.object_store import File, local_copy
 from common.outcome import FAILED, Job, Outcome
 from common.shards import Shard
 from common.text import plural
@@ -88,7 +89,7 @@ People = Mapping[int, Sequence[Sequence[Sighting]]]
 
 
 def annotate_videos(
-    videos: Mapping[str, Path],
+    videos: Mapping[str, File],
     records: Sequence[dict[str, Any]],
     folder: Path,
     limits: Limits,
@@ -127,7 +128,7 @@ def annotate_videos(
     for record in records:
         name = record["filename"]
         output, drawn = paths[name]
-        if problem := _problem(paths[name], written):
+        if problem := _problem(name, paths[name], written):
             outcomes[name] = Outcome(FAILED, f"{name}: {problem}")
             log.warning("%s: no annotated copy: %s", name, problem)
             continue
@@ -149,7 +150,7 @@ def annotate_videos(
     )
 
 
-def check_folder(folder: Path, videos: Mapping[str, Path], outputs: Iterable[Path]) -> None:
+def check_folder(folder: Path, videos: Mapping[str, File], outputs: Iterable[Path]) -> None:
     """Check that copies replace nothing but copies of an earlier run.
 
     Args:
@@ -167,8 +168,9 @@ def check_folder(folder: Path, videos: Mapping[str, Path], outputs: Iterable[Pat
     content = {path for place in places for path in place.iterdir()} - {folder / PROGRESS}
     if content and not any(path.is_file() for path in journal_files(jobs.journal_path(folder / PROGRESS))):
         raise UserError(f"--annotate {folder}: is not empty, and not from an earlier run. Choose a new folder")
-    copies = set(map(os.path.realpath, (folder, *output_paths(folder, videos).values())))
-    if not copies.isdisjoint(map(os.path.realpath, (*videos.values(), *outputs))):
+    copies = set(map(os.path.realpath, (folder, *output_paths(folder, filter(_is_relative, videos)).values())))
+    local = [video for video in videos.values() if isinstance(video, Path)]
+    if not copies.isdisjoint(map(os.path.realpath, (*local, *outputs))):
         raise UserError(f"--annotate {folder}: would replace a video or another output. Choose another folder")
 
 
@@ -184,8 +186,15 @@ def output_paths(folder: Path, filenames: Iterable[str]) -> dict[str, Path]:
     return paths
 
 
-def _problem(paths: Iterable[Path], written: set[Path]) -> str:
+def _is_relative(filename: str) -> bool:
+    """Return whether a name, which may come from an object store, is a path that stays below a folder."""
+    return "\0" not in filename and not {"", ".", ".."} & set(filename.split("/"))
+
+
+def _problem(filename: str, paths: Iterable[Path], written: set[Path]) -> str:
     """Return why the files of a video cannot be written, for its name; empty if they can. `written`: all files."""
+    if not _is_relative(filename):
+        return "the name is not that of a file in a folder. Rename the video"
     for path in paths:
         if len(os.fsencode(temporary_path(path).name)) > MAX_NAME:
             return "the name is too long for a copy. Rename the video"
@@ -259,19 +268,23 @@ def draw(image: np.ndarray, labels: Iterable[Label]) -> None:
         cv2.putText(image, text, origin, FONT, scale, ink, stroke, cv2.LINE_AA)
 
 
-def annotate(path: Path, output: Path, drawn: Path, max_pixels: int = MAX_PIXELS) -> Outcome:
+def annotate(video: File, output: Path, drawn: Path, max_pixels: int = MAX_PIXELS) -> Outcome:
     """Write the annotated copy of one video (a job).
 
     Args:
-        path: the video.
+        video: the video.
         output: the copy.
         drawn: file with the result of `find_people`.
         max_pixels: largest frame.
     """
     runs = json.loads(drawn.read_text())
     people = {int(number): [[Sighting(*face) for face in run] for run in runs[number]] for number in runs}
-    clip = Clip(path, max_pixels)
     make_folder(output.parent)
+    with local_copy(video) as path:
+        return _annotate(Clip(path, max_pixels), people, output)
+
+
+def _annotate(clip: Clip, people: People, output: Path) -> Outcome:
     notes: list[str] = []
     with atomic_file(output) as temporary:
         try:
