@@ -70,6 +70,8 @@ def _start_or_resume(args: argparse.Namespace, config: Config, checkpoints: Chec
     network = build.init_network(config, fresh=source is None, weights=args.resume if args.from_zero else None)
     learner = build.build_learner(config, network, build.crop_spec(config, args.padding_part), dist)
     settings = build.run_settings(args, config, data.crops, dist)
+    if any(other != settings for other in dist.all_gather(settings)):
+        raise build.SetupError("NNODES: the nodes differ in options, configuration or folds.csv. Make them the same")
     start, best = restore(learner, source, settings) if source else (0, Best())
     epochs = config.optimizer.schedule.epochs
     if start >= epochs:

@@ -6,6 +6,7 @@ effect. If a process fails, torchrun stops the others.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common import cli
 from common.device import choose_device
 from common.errors import UserError
 
@@ -114,6 +116,10 @@ def init_distributed(device: str) -> Iterator[Distributed]:
     torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Distributed(rank, world_size, chosen)
+    except UserError:
+        # The threads of the process group may abort the exit of the interpreter, and the exit status would be lost.
+        atexit.register(os._exit, cli.CANNOT_CONTINUE)
+        raise
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
             raise
