@@ -161,6 +161,8 @@ def _command(arguments: Mapping[str, Any]) -> str:
         return f"inference.predict({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
     words = ["python", "predict_folder.py"]
     for key, value in arguments.items():
+        if key in ("shard", "merge"):  # a whole run gives the same result
+            continue
         option = f"--{key.replace('_', '-')}"
         if value is True:
             words.append(option)
