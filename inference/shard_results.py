@@ -17,7 +17,6 @@ from common.object_store import File
 from common.shards import Shard, find_shards, shard_path
 from common.text import abbreviate, plural
 from inference.details import describe_run, sha256, write_details
-from inference.schema import read_details
 
 # Keys of a header that say when, where and how a run was started. Shards may differ in them.
 OF_THE_START = ("created", "directory", "arguments", "device")
@@ -50,6 +49,8 @@ def merge(
     Raises:
         UserError: results are missing, outdated, of runs with different options or of other options than `args`.
     """
+    from inference.schema import read_details  # loads pydantic, which only a merge needs
+
     files = _find_all(args.output)
     headers: dict[Path, dict[str, Any]] = {}
     records: dict[str, dict[str, Any]] = {}
