@@ -73,7 +73,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sample_clips.face_clip(folder / "face.mp4", 20)
     sample_clips.faceless_clip(folder / "cup.mp4", 20)
     (folder / "empty.mp4").touch()
-    for number in range(9):
+    for number in range(6):
         sample_clips.face_clip(folder / f"face{number}.mp4", 7 + number)
     return folder
 
@@ -133,9 +133,6 @@ def test_prediction_gives_the_bytes_of_a_local_run(videos: Path, local: Path, op
     assert finished.returncode == 3
     assert "empty.mp4" in finished.stdout
     check_same_results(output, local)
-    resumed = predict(videos, output, *options)
-    assert "11 of 12 videos finished by an earlier run" in resumed.stderr
-    check_same_results(output, local)
 
 
 def test_lost_node_loses_no_video(
@@ -167,7 +164,7 @@ def test_interrupted_run_resumes(videos: Path, local: Path, options: tuple[str, 
 
 def test_failures_are_those_of_a_local_run(cluster: Cluster, tmp_path: Path):
     names = ("a", "dies", "raises", "unreadable", "memory", "sleeps", "stalls", "b")
-    limits = TimeLimits(stall=3, clip=15)
+    limits = TimeLimits(stall=2, clip=10)
     on_ray = partial(run_on_ray, address=cluster.address, resources=Resources(), limits=limits)
     outcomes = []
     for name, execute in (("local", partial(run_local, limits=limits)), ("ray", on_ray)):
