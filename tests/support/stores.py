@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib import request
 
 from moto.server import ThreadedMotoServer
 
@@ -59,7 +60,10 @@ def running_store() -> Iterator[Store]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    # All servers of a process share their contents.
+    request.urlopen(request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
     try:
-        yield Store("http://{}:{}".format(*server.get_host_and_port()))
+        yield Store(endpoint)
     finally:
         server.stop()
