@@ -18,7 +18,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 
 import argparse
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from functools import cache
@@ -144,8 +143,7 @@ def _annotate(
     """Write the videos of --annotate. Return whether all were written."""
     from inference.annotate import annotate_videos
 
-    workers = args.workers or os.cpu_count() or 1
-    outcomes = annotate_videos(videos, records, args.annotate, limits, workers, args.shard, args.merge)
+    outcomes = annotate_videos(videos, records, args.annotate, limits, args.workers, args.shard, args.merge)
     written = sum(outcome.status == "ok" for outcome in outcomes.values())
     print(f"annotated {written} of {plural(len(outcomes), 'video')} in {args.annotate}")
     return written == len(outcomes)

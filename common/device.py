@@ -89,8 +89,7 @@ def use_full_float32() -> None:
 def one_core_threads(count: int) -> ThreadPoolExecutor:
     """Return threads in which PyTorch uses one CPU core each.
 
-    What they compute does not depend on their number, unlike that of an operation that uses several cores. If there
-    are several items, this is also faster.
+    What they compute does not depend on their number, unlike the result of an operation that uses several cores.
 
     Args:
         count: number of threads, at least 1.

@@ -40,20 +40,11 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
 
 def add_time_limits(parser: argparse._ActionsContainer) -> None:
     """Add the options for the time that a clip may take."""
-    parser.add_argument(
-        "--timeout",
-        type=cli.positive,
-        default=round(TIMEOUT),
-        metavar="SECONDS",
-        help="fail a clip when decoding makes no progress for this long",
-    )
-    parser.add_argument(
-        "--clip-timeout",
-        type=cli.positive,
-        default=round(CLIP_TIMEOUT),
-        metavar="SECONDS",
-        help="fail a clip that takes longer than this",
-    )
+    for option, limit, text in (
+        ("--timeout", TIMEOUT, "fail a clip when decoding makes no progress for this long"),
+        ("--clip-timeout", CLIP_TIMEOUT, "fail a clip that takes longer than this"),
+    ):
+        parser.add_argument(option, type=cli.positive, default=round(limit), metavar="SECONDS", help=text)
 
 
 def choose_executor(args: argparse.Namespace, uses_device: bool = False) -> Executor:

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 
 from common.allocator import keep_freed_memory
-from common.cores import available_cores
+from common.cores import available_cores, limit_threads
 from common.errors import ClipError, UserError
 from common.outcome import CRASHED, FAILED, STALLED, Job, Outcome, Outcomes
 from common.watchdog import TimeLimits, Watchdog, watch_this_process
@@ -70,8 +70,7 @@ class WorkerProcess:
     """
 
     def __init__(self, limits: TimeLimits) -> None:
-        # Libraries read these when they are loaded, so set them before the process starts.
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        limit_threads(1)  # before the process starts
         self.limits = limits
         self._start()
 

@@ -9,7 +9,6 @@ not finished go back to the queue.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections import Counter, defaultdict, deque
@@ -23,6 +22,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from common.cores import limit_threads
 from common.errors import UserError
 from common.ray_cluster import Resources, room_for
 from common.text import plural, shorten
@@ -31,7 +31,7 @@ from common.text import plural, shorten
 MAX_ATTEMPTS = 3
 # Seconds between looks at the cluster.
 POLL_INTERVAL = 2.0
-# Seconds without a worker after which that is logged, and for which the first worker waits for others.
+# Seconds that the first worker waits for others, and after which the lack of a worker is logged.
 PATIENCE = 30.0
 # Seconds after the time limit of an item, which its worker enforces, until the worker is killed.
 GRACE = 60.0
@@ -188,6 +188,7 @@ class Pool:
         if not self._idle:
             return
         if not self._running:  # at first; and if an item was lost on its way to a worker that died
+            ray.get(self._queue.clear.remote())
             self._fill(self._items)
         while self._queue_has_items and self._idle:
             member = self._idle.pop()
@@ -223,9 +224,7 @@ class Pool:
         taken = [index for index in ray.get(self._queue.taken_by.remote(member.number)) if index in self._items]
         self._attempts.update(taken)
         again = [index for index in taken if self._attempts[index] < MAX_ATTEMPTS]
-        log.warning(
-            "%s: a worker died (%s); %s again", member.host, reason, plural(len(again), "clip") + " will be run"
-        )
+        log.warning("%s: a worker died (%s); running %s again", member.host, reason, plural(len(again), "clip"))
         self._fill(again)
         yield from ((index, None) for index in taken if index not in again)
 
@@ -256,6 +255,10 @@ class _Queue:
         self.items: deque[tuple[int, Any]] = deque()
         self.taken: dict[int, list[int]] = defaultdict(list)
 
+    def clear(self) -> None:
+        """Remove the items that no worker has taken."""
+        self.items.clear()
+
     def put(self, items: Iterable[tuple[int, Any]]) -> None:
         """Append items with their indices."""
         self.items.extend(items)
@@ -281,8 +284,7 @@ class _Actor:
     """
 
     def __init__(self, make_worker: Callable[[], Worker], cpus: int):
-        # PyTorch and others read these when they are loaded.
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(cpus))
+        limit_threads(cpus)
         self.make_worker = make_worker
 
     def describe(self) -> tuple[str, Mapping[str, Any]]:

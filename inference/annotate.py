@@ -93,7 +93,7 @@ def annotate_videos(
     records: Sequence[dict[str, Any]],
     folder: Path,
     limits: Limits,
-    workers: int,
+    workers: int | None,
     shard: Shard | None = None,
     merge: bool = False,
 ) -> dict[str, Outcome]:
@@ -107,7 +107,7 @@ def annotate_videos(
         records: records of --details; only those with a status in ANNOTATED are used.
         folder: output folder, see above.
         limits: what decoding a video may take.
-        workers: number of worker processes.
+        workers: number of worker processes; None for one per CPU core.
         shard: the shard that the records are.
         merge: write no copy, but return the outcomes if there is one of each video.
 

@@ -200,12 +200,13 @@ def test_lost_node_loses_no_clip(cluster: Cluster, tmp_path: Path):
 
 @pytest.mark.usefixtures("cluster")
 def test_item_that_kills_workers_is_given_up(tmp_path: Path):
-    pool = Pool(partial(Doubler, tmp_path), Resources(memory=0.1), 2, 60)
+    pool = Pool(partial(Doubler, tmp_path), Resources(memory=0.1), 1, 60)
     pool._accept = pool._idle.append  # whatever its description
     items = [1, 13, 2, 3, 4]
     results = dict(pool.run(items))
     assert {index: result and result[1] for index, result in results.items()} == {0: 2, 1: None, 2: 4, 3: 6, 4: 8}
     assert pool._attempts[1] == MAX_ATTEMPTS
+    assert ray.get(pool._queue.take.remote(0)) is None  # nothing was queued twice
     with pytest.raises(UserError, match="99 is too large"):
         list(pool.run([1, 99]))
     pool.close()
