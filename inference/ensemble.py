@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -17,6 +16,7 @@ from common.device import choose_device, choose_precision, device_errors
 from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
 from training.tools.checkpoint import Recipe, load_network
+from training.zoo.efficientnet import BatchNormAct2d
 
 # In bfloat16, only the encoder's block stages from this index on are converted.
 FIRST_BFLOAT16_STAGE = 3

@@ -76,6 +76,37 @@ def test_logits_equal_published_code(network: str, encoder: str) -> None:
     torch.testing.assert_close(output[:, 0], torch.tensor(logits), rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_encoders_for_evaluation_have_timms_state_dict(encoder: str) -> None:
+    """Names, shapes and order."""
+    with torch.device("meta"):
+        ours, timms = (build_encoder(encoder, for_training=which) for which in (False, True))
+    assert ours.num_features == timms.num_features
+    states = ([(key, value.shape) for key, value in network.state_dict().items()] for network in (ours, timms))
+    assert next(states) == next(states)
+
+
+@pytest.mark.parametrize("side", [64, 95])  # without and with a remainder at strides
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "tf_efficientnet_b0_ns"])
+def test_encoders_for_evaluation_compute_what_timms_do(encoder: str, side: int) -> None:
+    timms = golden.fill(build_encoder(encoder)).eval()
+    ours = build_encoder(encoder, for_training=False).eval()
+    ours.load_state_dict(timms.state_dict())
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(ours.forward_features(images), timms.forward_features(images))
+
+
+def test_unet_for_evaluation_computes_what_the_trained_one_does() -> None:
+    names = "EfficientUnetClassifier", "tf_efficientnet_b0_ns"
+    trained = golden.fill(build_network(*names)).eval()
+    network = build_network(*names, for_training=False).eval()
+    network.load_state_dict(trained.state_dict())
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert all(map(torch.equal, network(images), trained(images)))
+
+
 def test_unet_starts_from_kaiming_weights_and_zero_biases() -> None:
     """The decoder and both heads. The default of PyTorch's nn.Linear has a standard deviation of 0.016 here."""
     torch.manual_seed(0)

@@ -257,7 +257,7 @@ def build_learner(
     torch.backends.cudnn.benchmark = True
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     network = dist.sync_batch_norms(network).to(dist.device).to(memory_format=memory_format)
-    network.encoder.get_classifier().requires_grad_(False)  # timm's head for 1000 classes is not used
+    network.encoder.classifier.requires_grad_(False)  # timm's head for 1000 classes is not used
     amp_dtype = choose_amp_dtype(config, dist.device)
     optimizer, rates_at = _build_optimizer(config.optimizer, network), _rates(config)
     set_rates(optimizer, rates_at(0, 0))

@@ -18,7 +18,6 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from common import __version__, cli
@@ -64,7 +63,7 @@ def load_network(path: str | Path) -> tuple[DeepFakeClassifier, Recipe]:
         reason = f"its recipe cannot be used ({error}). Use the version of this project that wrote it"
         raise CheckpointError(path, reason) from None
     with torch.device("meta"):  # skips random initialization; the file's weights replace these
-        network = build_network(recipe.network, recipe.encoder)
+        network = build_network(recipe.network, recipe.encoder, for_training=False)
     state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
     why = "its recipe" if "recipe" in checkpoint else "the released format, because it has no recipe"
     state = fit_weights(path, state, network, f"{recipe.network} with {recipe.encoder} ({why})")
@@ -84,7 +83,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_encoder(encoder: EfficientNet, path: str | Path) -> None:
+def load_encoder(encoder: nn.Module, path: str | Path) -> None:
     """Load an encoder's weights from a checkpoint of this project or a state dict with timm's names.
 
     timm's 1000-class head, which is not used, and the counters of the batch norms may be missing. Raises

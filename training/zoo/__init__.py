@@ -18,6 +18,7 @@ def build_network(
     pretrained: bool = False,
     dropout: float | None = None,
     drop_path: float | None = None,
+    for_training: bool = True,
 ) -> DeepFakeClassifier:
     """Build a network by name.
 
@@ -27,6 +28,7 @@ def build_network(
         pretrained: download the encoder's published weights.
         dropout: dropout rate before the last layer; None for the network's default.
         drop_path: stochastic depth rate of the encoder; None for the encoder's default.
+        for_training: if False, the encoder is for evaluation only and loads faster, see `build_encoder`.
 
     Raises:
         ValueError: unknown name. The message lists the known ones.
@@ -35,4 +37,4 @@ def build_network(
         if name not in known:
             raise ValueError(f"unknown name {name!r}. Known: {', '.join(known)}")
     rates = {} if dropout is None else {"dropout_rate": dropout}
-    return NETWORKS[network](encoder, pretrained=pretrained, drop_path=drop_path, **rates)
+    return NETWORKS[network](encoder, **rates, pretrained=pretrained, drop_path=drop_path, for_training=for_training)

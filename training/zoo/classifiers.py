@@ -5,6 +5,8 @@ Attribute names are the keys of the released checkpoints' state dicts.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,15 +30,12 @@ class DeepFakeClassifier(nn.Module):
     Args:
         encoder: key of `training.zoo.encoders.ENCODERS`.
         dropout_rate: dropout rate before the last layer.
-        pretrained: download the encoder's published weights.
-        drop_path: stochastic depth rate of the encoder; None for the encoder's default.
+        options: further arguments of `training.zoo.encoders.build_encoder`.
     """
 
-    def __init__(
-        self, encoder: str, dropout_rate: float = 0.0, pretrained: bool = False, drop_path: float | None = None
-    ):
+    def __init__(self, encoder: str, dropout_rate: float = 0.0, **options: Any):
         super().__init__()
-        self.encoder = build_encoder(encoder, pretrained, drop_path)
+        self.encoder = build_encoder(encoder, **options)
         self.avg_pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout_rate)
         self.fc = nn.Linear(self.encoder.num_features, 1)
@@ -53,10 +52,8 @@ class DeepFakeClassifier(nn.Module):
 class DeepFakeClassifierSRM(DeepFakeClassifier):
     """DeepFakeClassifier on the output of three fixed noise filters (SRM)."""
 
-    def __init__(
-        self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
-    ):
-        super().__init__(encoder, dropout_rate, pretrained, drop_path)
+    def __init__(self, encoder: str, dropout_rate: float = 0.5, **options: Any):
+        super().__init__(encoder, dropout_rate, **options)
         self.srm_conv = nn.Conv2d(3, 3, kernel_size=5, padding=2, bias=False)
         # Each filter has the same kernel for all three colors.
         kernels = torch.stack(SRM_KERNELS)[:, None].repeat(1, 3, 1, 1)
@@ -70,10 +67,8 @@ class DeepFakeClassifierSRM(DeepFakeClassifier):
 class DeepFakeClassifierGWAP(DeepFakeClassifier):
     """DeepFakeClassifier with global weighted average pooling."""
 
-    def __init__(
-        self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
-    ):
-        super().__init__(encoder, dropout_rate, pretrained, drop_path)
+    def __init__(self, encoder: str, dropout_rate: float = 0.5, **options: Any):
+        super().__init__(encoder, dropout_rate, **options)
         self.avg_pool = GlobalWeightedAveragePool(self.encoder.num_features)
 
 

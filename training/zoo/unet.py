@@ -5,6 +5,8 @@ Attribute names and the order of the decoder's blocks are part of the checkpoint
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,10 +25,8 @@ class EfficientUnetClassifier(DeepFakeClassifier):
     logits (n, 1, height, width).
     """
 
-    def __init__(
-        self, encoder: str, dropout_rate: float = 0.5, pretrained: bool = False, drop_path: float | None = None
-    ):
-        super().__init__(encoder, dropout_rate, pretrained, drop_path)
+    def __init__(self, encoder: str, dropout_rate: float = 0.5, **options: Any):
+        super().__init__(encoder, dropout_rate, **options)
         self.decoder = Decoder(self._skip_channels(), self.encoder.num_features)
         self.final = nn.Conv2d(DECODER_CHANNELS[0], 1, kernel_size=1, bias=False)
         for module in (*self.decoder.modules(), self.final, self.fc):
@@ -51,8 +51,9 @@ class EfficientUnetClassifier(DeepFakeClassifier):
 
     def _skip_channels(self) -> list[int]:
         """Return the channels of the first four feature maps of `_encode`."""
-        blocks = [info["num_chs"] for info in self.encoder.feature_info]
-        return [self.encoder.conv_stem.out_channels, *blocks[1:4]]
+        stages: Any = self.encoder.blocks
+        blocks = [stages[last - 1][-1] for _, last in LEVELS if last]
+        return [self.encoder.conv_stem.out_channels, *(block.conv_pwl.out_channels for block in blocks)]
 
 
 class Decoder(nn.Module):
