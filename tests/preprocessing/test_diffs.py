@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
+from skimage import metrics
 
-from preprocessing.generate_diffs import difference
+from preprocessing.generate_diffs import difference, dissimilarity
+from tests.support.datasets import portrait_frames
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -33,6 +35,19 @@ def test_difference_by_definition():
     np.testing.assert_allclose(mask, expected, atol=1.01)
     assert mask[25:35, 20:30].min() > 250  # above 255 before clipping; the published code overflows to values near 0
     np.testing.assert_array_equal(difference(original, original), 0)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 50), (5, 4), (6, 40), (7, 7), (8, 200), (150, 120)])
+@pytest.mark.parametrize("change", [3, 255])
+def test_difference_equals_that_of_scikit_image(shape: tuple[int, int], change: int):
+    """On a photograph and on white noise, slightly and completely changed; windows of 3, 5 and 7 pixels."""
+    random = np.random.default_rng(0)
+    photograph = cv2.resize(next(iter(portrait_frames(1, 320, 240))), shape[::-1], interpolation=cv2.INTER_AREA)
+    window = min(7, (min(shape) - 1) // 2 * 2 + 1)
+    for original in (photograph, random.integers(0, 256, (*shape, 3), np.uint8), np.full((*shape, 3), 255, np.uint8)):
+        fake = np.clip(original + random.integers(-change, change + 1, original.shape), 0, 255).astype(np.uint8)
+        similarity = metrics.structural_similarity(original, fake, win_size=window, channel_axis=2, full=True)[1]
+        np.testing.assert_allclose(dissimilarity(original, fake), 255 * (1 - similarity), atol=0.001)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (3, 3), (6, 40), (7, 7)])
