@@ -19,6 +19,13 @@ from preprocessing.layout import CROP_SUFFIX
 PNG = b"\x89PNG\r\n\x1a\n"
 # Largest PNG file that is read, in pixels: a crop is a part of a frame.
 MAX_PIXELS = 2**27
+# Of OpenCV's filters and strategies, the fastest to read among the fastest to write: on DFDC's crops, files are 20 %
+# smaller than with the defaults, are written in 85 % of the time and read in 83 %.
+PNG_OPTIONS = (
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+)
 
 
 class ImageError(ClipError):
@@ -78,4 +85,4 @@ def encode_image(image: np.ndarray, suffix: str = ".png") -> bytes:
     """Encode RGB (height, width, 3) or gray (height, width) uint8 as PNG (lossless) or JPEG (quality 95)."""
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(suffix, image)[1].tobytes()
+    return cv2.imencode(suffix, image, PNG_OPTIONS if suffix == ".png" else ())[1].tobytes()
