@@ -1,249 +1,155 @@
-"""Compare the speed, memory and outputs of preprocess_data.sh with those of a baseline like the published code.
+"""Compare the speed, memory and outputs of preprocess_data.sh with those of `benchmarks.plain_stages`.
 
-    python -m benchmarks.preprocess --root-dir DATA_ROOT [--copies 3]
+    python -m benchmarks.preprocess --videos DATA_ROOT [--fakes N] [--copies N] [--json FILE]
 
-The baseline decodes all frames of a clip with OpenCV into a list; one process detects faces on every frame at half
-scale, 32 frames at a time; a process pool writes the crops, the landmarks and the masks (clipped, as in this project).
-Both process their own copy of the dataset, stage by stage, each stage in its own process, start-up included.
-Memory is the peak of the largest process of a stage.
+Both process their own copy of the dataset, stage by stage, each stage in its own process, start-up included. Each
+original has the same number of fakes: copies of its fake or, if it has none, of itself. Fakes without an original are
+left out. Memory is the peak of the largest process of a stage.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import multiprocessing
-import os
 import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from benchmarks.processes import measure
+from benchmarks.plain_stages import PLAIN_STAGES, SCALE
+from benchmarks.processes import Usage, measure
 from common import cli
+from common.files import atomic_write
 from common.text import plural
-from preprocessing.layout import BBOXES, CROPS, DIFFS, FOLDS_COLUMNS, FOLDS_CSV, FRAME_STEP, LANDMARKS
+from preprocessing.layout import BBOXES, CROPS, DIFFS, FOLDS_CSV, LANDMARKS
 
-SCALE = 0.5  # of the face detector's input
 OPTIONS = ("--detector-scale", SCALE, "--no-dataset-report")
+# Largest differences at which outputs count as equal: boxes in pixels, masks in gray levels. Others must be identical.
+BOX, MASK = 1e-3, 1
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
-    parser.add_argument(
-        "--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="dataset in DFDC's layout; not modified"
+    add = parser.add_argument
+    add(
+        *("--videos", "--root-dir"),
+        type=Path,
+        required=True,
+        metavar="DATA_ROOT",
+        help="dataset in DFDC's layout; not modified",
     )
-    parser.add_argument("--copies", type=cli.positive, default=3, help="number of copies of each clip to process")
-    parser.add_argument("--baseline", choices=BASELINE, help=argparse.SUPPRESS)  # one stage, in its own process
+    add("--fakes", type=cli.positive, default=1, metavar="N", help="number of fakes per original")
+    add("--copies", type=cli.positive, default=3, metavar="N", help="number of copies of each original to process")
+    add("--json", type=Path, metavar="FILE", help="write the results to this file, too")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure both sides and print times, memory and output differences. Return the exit status."""
-    if args.baseline:
-        BASELINE[args.baseline](args.root_dir)
-        return cli.OK
     with tempfile.TemporaryDirectory() as folder:
-        theirs, ours = Path(folder) / "baseline", Path(folder) / "ours"
-        for root in (theirs, ours):
-            copy_dataset(args.root_dir, root, args.copies)
-        print(f"{'':24}{'baseline':>10}{'ours':>10}{'ratio':>8}{'baseline':>10}{'ours':>10}", flush=True)
-        total = np.zeros((2, 2))
-        for stage in BASELINE:
-            used = np.array([
-                measure("-m", "benchmarks.preprocess", "--root-dir", theirs, "--baseline", stage),
+        plain, ours = Path(folder) / "plain", Path(folder) / "ours"
+        for root in (plain, ours):
+            copy_dataset(args.videos, root, args.copies, args.fakes)
+        print(f"{'':24}{'plain':>10}{'ours':>10}{'ratio':>8}{'plain':>10}{'ours':>10}", flush=True)
+        rows = {}
+        for stage in PLAIN_STAGES:
+            rows[stage] = Row(
+                measure("-m", "benchmarks.plain_stages", stage, plain),
                 measure(f"preprocessing/{stage}.py", "--root-dir", ours, *OPTIONS),
-            ])  # fmt: skip
-            total = np.stack([total[:, 0] + used[:, 0], np.maximum(total[:, 1], used[:, 1])], axis=1)
-            print_row(stage, used)
-        print_row("total", total)
-        compare(theirs, ours)
+            )
+            print(rows[stage].format(stage), flush=True)
+        total = Row(*map(add_up, zip(*rows.values(), strict=True)))
+        print(total.format("total"))
+        equal = compare(plain, ours)
+    if args.json:
+        stages = {stage: row.result() for stage, row in rows.items()}
+        result = {"fakes": args.fakes, "copies": args.copies, **total.result(), "stages": stages}
+        atomic_write(args.json, json.dumps({**result, "outputs_equal": equal}, indent=2) + "\n")
     return cli.OK
 
 
-def copy_dataset(root: Path, target: Path, copies: int) -> None:
-    """Copy each clip `copies` times, as a0_634.mp4, a1_634.mp4, ..."""
+class Row(NamedTuple):
+    """What a stage used on both sides."""
+
+    plain: Usage
+    ours: Usage
+
+    def result(self) -> dict[str, float]:
+        """Return the seconds and their ratio."""
+        plain, ours = self.plain.seconds, self.ours.seconds
+        return {"plain": round(plain, 3), "ours": round(ours, 3), "ratio": round(plain / ours, 3)}
+
+    def format(self, name: str) -> str:
+        """Return a line of the table."""
+        times = f"{self.plain.seconds:9.1f}s{self.ours.seconds:9.1f}s{self.result()['ratio']:8.2f}"
+        return f"{name:24}{times}{self.plain.memory / 2**20:6.0f} MiB{self.ours.memory / 2**20:6.0f} MiB"
+
+
+def add_up(stages: tuple[Usage, ...]) -> Usage:
+    """Return what stages used that ran one after another."""
+    return Usage(sum(stage.seconds for stage in stages), max(stage.memory for stage in stages))
+
+
+def copy_dataset(root: Path, target: Path, copies: int, fakes: int) -> None:
+    """Copy each original `copies` times, as a0_634.mp4, a1_634.mp4, ..., with `fakes` fakes each."""
     for metadata in sorted(root.glob("dfdc_train_part_*/metadata.json")):
         part = target / metadata.parent.name
         part.mkdir(parents=True)
-        entries = {}
-        for copy in range(copies):
-            for name, entry in json.loads(metadata.read_text()).items():
-                shutil.copy(metadata.parent / name, part / f"a{copy}_{name}")
-                renamed = {"original": f"a{copy}_{entry['original']}"} if "original" in entry else {}
-                entries[f"a{copy}_{name}"] = {**entry, **renamed}
-        (part / metadata.name).write_text(json.dumps(entries))
+        entries = json.loads(metadata.read_text())
+        fake_of = {entry["original"]: name for name, entry in entries.items() if entry["label"] == "FAKE"}
+        copied = {}
+        for original in (name for name, entry in entries.items() if entry["label"] == "REAL"):
+            for copy in range(copies):
+                name = f"a{copy}_{original}"
+                copied[name] = metadata.parent / original, {"label": "REAL", "split": "train"}
+                for number in range(fakes):
+                    source = metadata.parent / fake_of.get(original, original)
+                    entry = {"label": "FAKE", "split": "train", "original": name}
+                    copied[f"f{number}_{name}"] = source, entry
+        for name, (source, _) in copied.items():
+            shutil.copy(source, part / name)
+        (part / metadata.name).write_text(json.dumps({name: entry for name, (_, entry) in copied.items()}))
 
 
-def print_row(name: str, used: np.ndarray) -> None:
-    """Print a line of the table. `used`: (baseline, ours) x (seconds, bytes)."""
-    seconds, mebibytes = used[:, 0], used[:, 1] / 2**20
-    times = f"{seconds[0]:9.1f}s{seconds[1]:9.1f}s{seconds[0] / seconds[1]:8.2f}"
-    print(f"{name:24}{times}{mebibytes[0]:6.0f} MiB{mebibytes[1]:6.0f} MiB", flush=True)
+def compare(plain: Path, ours: Path) -> bool:
+    """Print the differences between the outputs, and return whether they count as equal.
 
-
-def compare(theirs: Path, ours: Path) -> None:
-    """Print the differences between the outputs. Only the baseline has boxes for frames that are not used."""
+    Only the plain version has boxes for frames that are not used.
+    """
     largest = 0.0
     for path in sorted((ours / BBOXES).iterdir()):
-        expected = json.loads((theirs / BBOXES / path.name).read_text())
+        expected = json.loads((plain / BBOXES / path.name).read_text())
         for frame, boxes in json.loads(path.read_text()).items():
-            pair = boxes or [], expected[frame] or []
-            difference = np.abs(np.subtract(*pair)).max(initial=0) if len(pair[0]) == len(pair[1]) else np.inf
-            largest = max(largest, difference)
+            largest = max(largest, distance(np.array(boxes or []), np.array(expected[frame] or [])))
     print(f"boxes: largest difference {largest:.2g} pixels")
+    equal = largest <= BOX
     read_image = partial(cv2.imread, flags=cv2.IMREAD_UNCHANGED)
-    for kind, read in ((CROPS, read_image), (LANDMARKS, np.load), (DIFFS, read_image)):
-        files = [{path.relative_to(root) for path in (root / kind).rglob("*.*")} for root in (theirs, ours)]
+    for kind, read, limit in ((CROPS, read_image, 0), (LANDMARKS, np.load, 0), (DIFFS, read_image, MASK)):
+        files = [{path.relative_to(root) for path in (root / kind).rglob("*.*")} for root in (plain, ours)]
         shared = files[0] & files[1]
-        differ = sum(not np.array_equal(*(read(str(root / name)) for root in (theirs, ours))) for name in shared)
-        missing = len(files[0] ^ files[1])
+        distances = [distance(*(read(str(root / name)) for root in (plain, ours))) for name in shared]
+        differ, missing = sum(value > limit for value in distances), len(files[0] ^ files[1])
         print(
-            f"{kind}: {plural(len(shared), 'file')} in both, {differ} different; {plural(missing, 'file')} in one only"
+            f"{kind}: {plural(len(shared), 'file')} in both, largest difference {max(distances, default=0):g}, "
+            f"{differ} beyond {limit}; {plural(missing, 'file')} in one only"
         )
-    rows = [sorted((root / FOLDS_CSV).read_text().splitlines()) for root in (theirs, ours)]
-    equal = "equal" if rows[0] == rows[1] else "DIFFERENT"
-    print(f"{FOLDS_CSV}: {len(rows[0]) - 1} and {len(rows[1]) - 1} rows, {equal}")
+        equal &= not differ and not missing
+    rows = [sorted((root / FOLDS_CSV).read_text().splitlines()) for root in (plain, ours)]
+    print(
+        f"{FOLDS_CSV}: {len(rows[0]) - 1} and {len(rows[1]) - 1} rows, {'equal' if rows[0] == rows[1] else 'DIFFERENT'}"
+    )
+    return equal and rows[0] == rows[1]
 
 
-def entries_of(root: Path) -> dict[str, tuple[Path, str | None]]:
-    """Return each video's file and the id of its original (None for a real video), by id."""
-    found = {}
-    for metadata in root.glob("dfdc_train_part_*/metadata.json"):
-        for name, entry in json.loads(metadata.read_text()).items():
-            original = Path(entry["original"]).stem if entry["label"] == "FAKE" else None
-            found[Path(name).stem] = metadata.parent / name, original
-    return found
+def distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the largest difference of two arrays; infinite if their shapes differ."""
+    return float(np.abs(np.subtract(x, y, dtype=float)).max(initial=0)) if x.shape == y.shape else np.inf
 
-
-def pairs_of(root: Path) -> list[tuple[str, str]]:
-    """Return (fake id, original id) of each fake whose original is in the dataset."""
-    entries = entries_of(root)
-    return [(name, original) for name, (_, original) in entries.items() if original in entries]
-
-
-def all_frames(path: Path) -> list[np.ndarray]:
-    """Return all frames of a clip, BGR."""
-    capture, frames = cv2.VideoCapture(str(path)), []
-    while (grabbed := capture.read())[0]:
-        frames.append(grabbed[1])
-    return frames
-
-
-def detect_faces(root: Path) -> None:
-    """Write the bounding boxes of all frames of the real videos."""
-    from facenet_pytorch import MTCNN
-    from PIL import Image
-
-    detector = MTCNN(margin=0, thresholds=[0.85, 0.95, 0.95], device="cpu")
-    (root / BBOXES).mkdir()
-    for name, (path, original) in entries_of(root).items():
-        if original:
-            continue
-        images = [Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) for frame in all_frames(path)]
-        images = [image.resize((int(image.width * SCALE), int(image.height * SCALE))) for image in images]
-        boxes = {}
-        for start in range(0, len(images), 32):
-            found, *_ = detector.detect(images[start : start + 32])
-            for number, frame_boxes in enumerate(found):
-                scaled = None if frame_boxes is None else (np.asarray(frame_boxes, np.float32) / SCALE).tolist()
-                boxes[start + number] = scaled
-        (root / BBOXES / f"{name}.json").write_text(json.dumps(boxes))
-
-
-def extract_crops(root: Path) -> None:
-    """Write the crops of all videos."""
-    todo = [(root, name, path, original) for name, (path, original) in entries_of(root).items()]
-    with multiprocessing.Pool(os.cpu_count()) as pool:
-        pool.starmap(extract_video, todo)
-
-
-def extract_video(root: Path, name: str, path: Path, original: str | None) -> None:
-    """Write a video's crops around its original's bounding boxes, on every 10th frame."""
-    boxes_path = root / BBOXES / f"{original or name}.json"
-    if not boxes_path.is_file():
-        return
-    boxes = json.loads(boxes_path.read_text())
-    (root / CROPS / name).mkdir(parents=True)
-    for index, frame in enumerate(all_frames(path)):
-        if index % FRAME_STEP:
-            continue
-        for face, box in enumerate(boxes.get(str(index)) or []):
-            xmin, ymin, xmax, ymax = (int(side) for side in box)
-            margin_x, margin_y = (xmax - xmin) // 3, (ymax - ymin) // 3
-            crop = frame[max(ymin - margin_y, 0) : ymax + margin_y, max(xmin - margin_x, 0) : xmax + margin_x]
-            cv2.imwrite(str(root / CROPS / name / f"{index}_{face}.png"), crop)
-
-
-def write_landmarks(root: Path) -> None:
-    """Write the landmarks of the real videos' crops."""
-    todo = [(root, name) for name, (_, original) in entries_of(root).items() if original is None]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        pool.starmap(write_video_landmarks, todo)
-
-
-def write_video_landmarks(root: Path, name: str) -> None:
-    """Write the landmarks of a real video's crops."""
-    import torch
-    from facenet_pytorch import MTCNN
-    from PIL import Image
-
-    torch.set_num_threads(1)  # there is one process per core
-    detector = MTCNN(margin=0, thresholds=[0.65, 0.75, 0.75], device="cpu")
-    (root / LANDMARKS / name).mkdir(parents=True)
-    for path in (root / CROPS / name).iterdir():
-        points = detector.detect(Image.open(path), landmarks=True)[2]
-        if points is not None:
-            rounded = np.around(np.asarray(points[0], np.float32)).astype(np.int16)
-            np.save(root / LANDMARKS / name / path.stem, rounded)
-
-
-def write_diffs(root: Path) -> None:
-    """Write the masks of the fakes' crops."""
-    with multiprocessing.Pool(os.cpu_count()) as pool:
-        pool.starmap(write_video_diffs, [(root, *pair) for pair in pairs_of(root)])
-
-
-def write_video_diffs(root: Path, fake: str, original: str) -> None:
-    """Write the masks of a fake's crops."""
-    from skimage.metrics import structural_similarity
-
-    (root / DIFFS / fake).mkdir(parents=True)
-    for path in (root / CROPS / fake).iterdir():
-        images = cv2.imread(str(root / CROPS / original / path.name)), cv2.imread(str(path))
-        similarity = structural_similarity(*images, channel_axis=2, full=True)[1]
-        mask = cv2.cvtColor(np.clip((1 - similarity) * 255, 0, 255).astype(np.uint8), cv2.COLOR_BGR2GRAY)
-        cv2.imwrite(str(root / DIFFS / fake / f"{path.stem}_diff.png"), mask)
-
-
-def write_folds(root: Path) -> None:
-    """Write folds.csv."""
-    rows = []
-    for name, (path, original) in entries_of(root).items():
-        fold = min(int(path.parent.name.rpartition("_")[2]) // 3, 15)
-        for crop in (root / CROPS / name).glob("*.png"):
-            rows.append(
-                (name, crop.name, int(original is not None), original or name, int(crop.stem.split("_")[0]), fold)
-            )
-    with (root / FOLDS_CSV).open("w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(FOLDS_COLUMNS)
-        writer.writerows(rows)
-
-
-# The baseline's version of each stage.
-BASELINE = {
-    "detect_original_faces": detect_faces,
-    "extract_crops": extract_crops,
-    "generate_landmarks": write_landmarks,
-    "generate_diffs": write_diffs,
-    "generate_folds": write_folds,
-}
 
 if __name__ == "__main__":
     cli.main(main, get_args_parser())

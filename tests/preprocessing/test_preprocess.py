@@ -67,7 +67,7 @@ def done(root: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def baseline(root: Path, done: subprocess.CompletedProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pair and the clip with three faces, processed by the baseline of benchmarks/preprocess.py."""
+    """The pair and the clip with three faces, processed by benchmarks/plain_stages.py."""
     assert done.returncode == 3
     place = tmp_path_factory.mktemp("baseline")
     pair = {"aa.mp4": REAL, "bb.mp4": fake_of("aa.mp4")}
@@ -76,7 +76,7 @@ def baseline(root: Path, done: subprocess.CompletedProcess, tmp_path_factory: py
         for name in metadata:
             shutil.copy(root / folder.name / name, folder)
     for name in STAGES:
-        command = [sys.executable, "-m", "benchmarks.preprocess", "--root-dir", place, "--baseline", name]
+        command = [sys.executable, "-m", "benchmarks.plain_stages", name, place]
         finished = programs.run(command, cwd=ROOT)
         assert finished.returncode == 0, finished.stderr
     return place
