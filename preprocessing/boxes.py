@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +99,16 @@ def distance(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _assign(boxes: list[np.ndarray], faces: list[np.ndarray]) -> list[tuple[int, int]]:
     """Return the (box index, face index) pairs that belong together."""
-    from scipy.optimize import linear_sum_assignment  # slow to import, and few stages need it
-
+    if not boxes or not faces:
+        return []
     distances = distance(np.reshape(boxes, (-1, 1, 4)), np.reshape(faces, (1, -1, 4)))
-    pairs = zip(*linear_sum_assignment(np.minimum(distances, 1)), strict=True)
-    return [pair for pair in pairs if distances[pair] < 1]
+    return [pair for pair in _least_total(np.minimum(distances, 1)) if distances[pair] < 1]
+
+
+def _least_total(costs: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Return the (row, column) pairs with the least total cost, one per row or one per column."""
+    if 1 in costs.shape:  # in most clips, there is one face, and SciPy takes longer to load than to crop a short clip
+        return [divmod(int(costs.argmin()), costs.shape[1])]
+    from scipy.optimize import linear_sum_assignment
+
+    return zip(*linear_sum_assignment(costs), strict=True)

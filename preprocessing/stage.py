@@ -19,7 +19,7 @@ from preprocessing.contact_sheet import Sample, draw_samples
 from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
 from preprocessing.detector_scale import parse_scale
 from preprocessing.layout import CROP_SUFFIX, CROPS, DataRoot
-from preprocessing.video import MAX_PIXELS
+from preprocessing.limits import MAX_PIXELS
 
 STATUSES = Statuses(done=frozenset({"ok", "no_face"}), skipped=frozenset({"no_original", "no_video"}))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
-from preprocessing.boxes import BoxesError, face_numbers, overlap, read_boxes, write_boxes
+from preprocessing.boxes import BoxesError, _least_total, face_numbers, overlap, read_boxes, write_boxes
 
 
 def box(left: float, side: float = 100) -> list[float]:
@@ -79,6 +80,17 @@ def test_face_numbers_do_not_depend_on_the_order_of_the_boxes():
         seen = random.permutation(5)[: random.integers(0, 6)]
         boxes[frame], owners[frame] = [box(places[person], 100 + person) for person in seen], seen.tolist()
     assert face_numbers(boxes) == owners
+
+
+@pytest.mark.parametrize("others", [1, 2, 7])
+def test_one_face_is_linked_like_several(others: int):
+    """One box and several faces, or the reverse: the pair that SciPy chooses, also among equal ones."""
+    random = np.random.default_rng(others)
+    for _ in range(50):
+        costs = random.integers(0, 5, (1, others)) / 4
+        for matrix in (costs, costs.T):
+            rows, columns = linear_sum_assignment(matrix)
+            assert list(_least_total(matrix)) == list(zip(rows, columns, strict=True))
 
 
 def test_overlap():

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,17 @@ from preprocessing.generate_landmarks import landmarks
 from preprocessing.images import list_images, read_image
 from preprocessing.layout import DIFF_SUFFIX, LANDMARKS_SUFFIX, DataRoot
 from tests.support import programs
-from tests.support.datasets import REAL, fake_frames, fake_of, portrait_frames, run_stage, stage_command, write_part
+from tests.support.datasets import (
+    REAL,
+    ROOT,
+    STAGES,
+    fake_frames,
+    fake_of,
+    portrait_frames,
+    run_stage,
+    stage_command,
+    write_part,
+)
 
 PROGRESS_BAR = re.compile(r"clip/s|s/clip")
 
@@ -63,6 +74,16 @@ def test_missing_inputs_have_a_status(root: DataRoot, tmp_path: Path):
     assert extract(clip, None, None, tmp_path / "out").status == "no_original"
     assert diffs(root.crops("fake"), None, tmp_path / "out").status == "no_original"
     assert not (tmp_path / "out").exists()
+
+
+def test_stages_load_only_what_they_need():
+    """Each process of each stage loads these; PyTorch, SciPy or scikit-image would take longer than a short clip."""
+    slow = {"torch", "torchvision", "scipy", "skimage", "pandas", "facenet_pytorch", "matplotlib"}
+    code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
+    for name in STAGES:
+        finished = programs.run([sys.executable, "-c", code, f"preprocessing.{name}"], cwd=ROOT)
+        unwanted = slow if name in ("detect_original_faces", "extract_crops") else slow | {"av"}
+        assert not unwanted & set(finished.stdout.split()), name
 
 
 def run_on_terminal(command: list[str]) -> str:
