@@ -35,6 +35,7 @@ from common.shards import WHOLE, add_shard_options, check_merge, shard_path
 from common.text import plural
 from inference import submission
 from inference.aggregation import FRAMES, STRATEGIES
+from inference.backends import BACKENDS
 from inference.details import AGGREGATES, describe_run, write_details
 from inference.loading import DEFAULT_MODEL
 from inference.scorers import Scorer, choose_scorer
@@ -100,6 +101,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("hardware").add_argument
     add("--device", default="auto", help="device of the networks: auto, cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="floating-point type of the classifiers")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default=BACKENDS[0],
+        help="library that runs the classifiers; openvino is optional",
+    )
     add("--batch-size", type=cli.positive, help="number of faces per forward pass (default: depends on the device)")
     add(
         "--workers",
@@ -157,6 +164,7 @@ def settings_of(args: argparse.Namespace, description: Mapping[str, Any]) -> dic
         "names": [model["name"] for model in description["models"]],
         "device": description["device"].partition(":")[0],
         "precision": description["precision"],
+        "backend": description["backend"],
         "frames": args.frames,
         "strategy": args.strategy,
         "detector_scale": args.detector_scale,
@@ -215,6 +223,8 @@ def _score(args: argparse.Namespace, scorer: Scorer, found: submission.Found, li
     description = scorer.describe(lambda description: settings_of(args, description) in previous())
     names = [model["name"] for model in description["models"]]
     where = f"{description['device']} in {description['precision']}"
+    if description["backend"] != BACKENDS[0]:
+        where += f" with {description['backend']}"
     submission.log_start(found._replace(videos=videos), names, where)
     if args.models is None:
         log.info("the embedded model is small and often wrong, see %s", MODEL_CARD)

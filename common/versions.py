@@ -20,10 +20,14 @@ PACKAGES = (
 )
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that results depend on."""
+def package_versions(*optional: str) -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that results depend on.
+
+    Args:
+        optional: names of further packages that a result depends on.
+    """
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *optional):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

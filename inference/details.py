@@ -68,6 +68,7 @@ def describe_predictor(predictor: Predictor) -> dict[str, Any]:
 
     ensemble = predictor.ensemble
     models = zip(ensemble.names, ensemble.paths, ensemble.recipes, strict=True)
+    optional = ["openvino"] if ensemble.backend == "openvino" else []
     libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
     return {
         "models": [
@@ -75,12 +76,12 @@ def describe_predictor(predictor: Predictor) -> dict[str, Any]:
             for name, path, recipe in models
         ],
         "bands": bands_of(ensemble.recipes),
-        "backend": "torch",
+        "backend": ensemble.backend,
         "device": str(ensemble.device),
         "device_name": device_name(ensemble.device.type),
         "precision": ensemble.precision,
         "decoder": f"PyAV {av.__version__}, libavcodec {libavcodec}",
-        "packages": package_versions(),
+        "packages": package_versions(*optional),
         "method": {
             "frames": predictor.frames,
             "strategy": predictor.strategy,

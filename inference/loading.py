@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from common.device import PRECISIONS
 from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
+from inference.backends import BACKENDS
 from preprocessing.limits import Limits
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def load_predictor(
     batch_size: int | None = None,
     workers: int | None = None,
     limits: Limits | None = None,
+    backend: str = BACKENDS[0],
 ) -> Predictor:
     """Load what scores videos.
 
@@ -41,15 +43,18 @@ def load_predictor(
         batch_size: number of faces per forward pass; None chooses by the device.
         workers: number of videos decoded concurrently; None chooses by the number of CPU cores.
         limits: what decoding a video may take; None for the default limits.
+        backend: library that runs the classifiers: `torch`, `openvino` or `auto`, see docs/prediction.md.
 
     Raises:
-        UserError: a strategy or precision that does not exist, or a number that is not positive.
+        UserError: a strategy, precision or back-end that does not exist, or a number that is not positive.
+        BackendError: the back-end is not installed, does not support the device, or computes wrong logits.
         CheckpointError: a checkpoint cannot be used.
         DeviceError: the device is not available, or too small for the networks.
     """
     checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints
     _check("strategy", strategy, STRATEGIES)
     _check("precision", precision, ("auto", *PRECISIONS))
+    _check("backend", backend, BACKENDS)
     for name, value in (("frames", frames), ("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"{name}: {value} is not a positive integer")
@@ -64,7 +69,7 @@ def load_predictor(
     from inference.predictor import Predictor
     from preprocessing.faces import FaceDetector
 
-    ensemble = Ensemble(checkpoints, device, precision, batch_size)
+    ensemble = Ensemble(checkpoints, device, precision, batch_size, backend)
     threads = torch.get_num_threads() - len(decoders)  # the decoders take a CPU core each
     detector = FaceDetector("inference", ensemble.device, detector_scale, threads)
     return Predictor(ensemble, detector, strategy, frames, decoders)

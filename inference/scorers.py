@@ -49,6 +49,7 @@ def choose_scorer(args: argparse.Namespace, checkpoints: Sequence[Path], limits:
         UserError: Ray is not installed, or there is no cluster.
         CheckpointError: a checkpoint cannot be used.
         DeviceError: the device is not available, or too small for the networks.
+        BackendError: the back-end is not installed, does not support the device, or computes wrong logits.
     """
     load = partial(
         load_predictor,
@@ -60,6 +61,7 @@ def choose_scorer(args: argparse.Namespace, checkpoints: Sequence[Path], limits:
         detector_scale=None if args.detector_scale == "auto" else args.detector_scale,
         batch_size=args.batch_size,
         limits=limits,
+        backend=args.backend,
     )
     if args.executor == "local":
         return LocalScorer(load(workers=args.workers))

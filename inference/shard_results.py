@@ -106,6 +106,8 @@ def _check_options(
     options["models"] = list(map(sha256, checkpoints)), [model["sha256"] for model in header["models"]]
     if args.precision != "auto":
         options["precision"] = args.precision, header["precision"]
+    if args.backend != "auto":
+        options["backend"] = args.backend, header["backend"]
     if args.device != "auto":
         options["device"] = args.device.partition(":")[0], header["device"].partition(":")[0]
     names = [f"--{name.replace('_', '-')}" for name, (given, had) in options.items() if given != had]

@@ -139,7 +139,7 @@ def test_device_that_is_too_small_is_an_error(lite0: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr("inference.ensemble.reduce_precision", fail)
+    monkeypatch.setattr("inference.torch_backend.reduce_precision", fail)
     with pytest.raises(DeviceError, match=r"out of memory .*2\.00 GiB.*--device cpu$"):
         Ensemble([lite0], "cpu", "float32")
 
