@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common import __version__
+from common.collector import forget_garbage
 from common.errors import UserError
 from common.text import printable
 
@@ -133,6 +134,7 @@ def main(
     except KeyboardInterrupt:
         log.error("stopped; run the same command again to resume" if resumable else "stopped")
         status = INTERRUPTED
+    forget_garbage()
     sys.exit(status if _flush_output() else CANNOT_CONTINUE)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.collector import no_garbage_collection
 from common.device import PRECISIONS
 from common.errors import UserError
 from inference.aggregation import FRAMES, STRATEGIES
@@ -63,11 +64,12 @@ def load_predictor(
     # The decoders start while PyTorch is imported, which takes seconds.
     decoders = [Decoder(limits or Limits()) for _ in range(workers or default_workers())]
 
-    import torch
+    with no_garbage_collection():
+        import torch
 
-    from inference.ensemble import Ensemble
-    from inference.predictor import Predictor
-    from preprocessing.faces import FaceDetector
+        from inference.ensemble import Ensemble
+        from inference.predictor import Predictor
+        from preprocessing.faces import FaceDetector
 
     ensemble = Ensemble(checkpoints, device, precision, batch_size, backend)
     threads = torch.get_num_threads() - len(decoders)  # the decoders take a CPU core each
