@@ -51,7 +51,7 @@ def choose_executor(args: argparse.Namespace, uses_device: bool = False) -> Exec
     """Return the executor that the options choose, see `ray_resources`."""
     limits = TimeLimits(args.timeout, args.clip_timeout)
     if args.executor == "local":
-        return partial(run_local, limits=limits)
+        return partial(run_local, limits=limits, device=args.device if uses_device else None)
     from common.ray_executor import run_on_ray
 
     return partial(run_on_ray, address=args.ray_address, resources=ray_resources(args, uses_device), limits=limits)

@@ -8,13 +8,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from common.allocator import keep_freed_memory
-from common.cores import available_cores, limit_threads
+from common.cores import limit_threads
 from common.errors import ClipError, UserError
+from common.gpus import place_workers
 from common.outcome import CRASHED, FAILED, STALLED, Job, Outcome, Outcomes
 from common.watchdog import TimeLimits, Watchdog, watch_this_process
 
@@ -26,18 +27,26 @@ log = logging.getLogger(__name__)
 
 
 def run_local(
-    function: Callable[..., Outcome], jobs: Iterable[Job], workers: int | None, limits: TimeLimits = DEFAULT_LIMITS
+    function: Callable[..., Outcome],
+    jobs: Iterable[Job],
+    workers: int | None,
+    limits: TimeLimits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> Outcomes:
     """Run jobs in worker processes on this machine, one clip at a time in each (an Executor).
 
     Args:
         function: called with a job's arguments; must be importable.
         jobs: the jobs.
-        workers: number of worker processes; None for one per CPU core.
+        workers: number of worker processes; None for one per CPU core, or as many as the GPUs have room for.
         limits: a worker process that exceeds one of them is killed, which fails its clip.
+        device: `--device` of the function's networks, if it has any; worker processes are spread over the GPUs.
     """
+    jobs = list(jobs)
+    if not jobs:
+        return
     queue = iter(jobs)
-    pool = [WorkerProcess(limits) for _ in range(workers or available_cores())]
+    pool = [WorkerProcess(limits, environment) for environment in place_workers(device, workers)]
     idle = pool.copy()
     in_flight: dict[Future, tuple[Job, WorkerProcess]] = {}
     try:
@@ -67,17 +76,19 @@ class WorkerProcess:
 
     Args:
         limits: what a clip may take.
+        environment: environment variables to set in the process.
     """
 
-    def __init__(self, limits: TimeLimits) -> None:
+    def __init__(self, limits: TimeLimits, environment: Mapping[str, str] | None = None) -> None:
         limit_threads(1)  # before the process starts
         self.limits = limits
+        self.environment = dict(environment or {})
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.watchdog, self.killed_for = Watchdog(context), ""
-        self.pool = ProcessPoolExecutor(1, context, _initialize, (self.watchdog,))
+        self.pool = ProcessPoolExecutor(1, context, _initialize, (self.watchdog, self.environment))
 
     def submit(self, function: Callable[..., Outcome], arguments: tuple) -> Future[Outcome]:
         """Start a job. A process started here ignores Ctrl-C, which its parent handles."""
@@ -117,10 +128,11 @@ class WorkerProcess:
             return Outcome(CRASHED, "the worker process died (out of memory?). Run the same command to try again")
 
 
-def _initialize(watchdog: Watchdog) -> None:
-    """Use one thread, exit when the parent process does, and mark native calls."""
+def _initialize(watchdog: Watchdog, environment: dict[str, str]) -> None:
+    """Set environment variables, use one thread, exit when the parent process does, and mark native calls."""
     import cv2
 
+    os.environ |= environment
     watchdog.attach()
     watch_this_process(watchdog)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

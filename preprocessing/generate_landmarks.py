@@ -5,7 +5,7 @@
 writes DATA_ROOT/landmarks/<video>/<frame>_<face>.npy: int16 (5, 2), left eye, right eye, nose, left and right mouth
 corner, each (x, y) in pixels of the crop. There is no file for a crop in which the face is not found again. With
 --detector-scale auto, crops are scaled by their size like frames; with a number, they are not scaled, as for the
-released checkpoints.
+released checkpoints. --device auto is the CPU in this stage.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ def main(args: argparse.Namespace) -> int:
     """Detect the landmarks of all real videos. Return the exit status."""
     dataset, root = stage.load_dataset(args), stage.data_root(args)
     scale = None if args.detector_scale == "auto" else 1.0
+    # A GPU is not faster at single small images of ever new sizes, and each worker process would take memory on it.
+    device = "cpu" if args.device == "auto" else args.device
     jobs = []
     for video in dataset.videos.values():
         if not video.fake:
             crops, boxes, output = root.crops(video.id), root.boxes(video.id), root.landmarks(video.id)
-            jobs.append(Job(video.id, (crops, boxes), output, (crops, boxes, output, scale, args.device)))
+            jobs.append(Job(video.id, (crops, boxes), output, (crops, boxes, output, scale, device)))
     settings = {"stage": Path(__file__).stem, "version": VERSION, "crops": str(args.crops_dir), "scale": scale}
 
     def sample(path: Path) -> Sample:
@@ -63,7 +65,10 @@ def main(args: argparse.Namespace) -> int:
         return Sample(f"{clip}/{path.stem}", [draw_landmarks(crop, np.load(path))])
 
     output = args.root_dir / LANDMARKS
-    return stage.run_jobs(args, dataset, landmarks, jobs, output, settings, sample, LANDMARKS_SUFFIX, uses_device=True)
+    on_device = device != "cpu"
+    return stage.run_jobs(
+        args, dataset, landmarks, jobs, output, settings, sample, LANDMARKS_SUFFIX, uses_device=on_device
+    )
 
 
 def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> Outcome:
