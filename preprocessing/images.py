@@ -55,10 +55,10 @@ def list_images(folder: Path, suffix: str = CROP_SUFFIX) -> list[FaceImage]:
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image as RGB uint8 (height, width, 3). Raises ImageError."""
-    image = decode_image(path, cv2.IMREAD_COLOR)
+    image = decode_image(path, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ImageError(path, f"not an image, or damaged. Delete {path.parent} and run extract_crops.py again")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def decode_image(path: Path, flags: int) -> np.ndarray | None:

@@ -37,7 +37,6 @@ HALF_TRIES, BLOCK_TRIES = 5, 50
 # Dilation of the lines, as a fraction of the distance between the eyes (eyes, nose) or the mouth's corners (mouth).
 EYES_DILATION, MOUTH_DILATION = 1 / 4, 1 / 3
 LINE_THICKNESS = 2
-CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 # The face's outline is an ellipse. Its half width is relative to the distance between the eyes; its top above the eyes
 # and its bottom below them are relative to the distance from eyes to mouth.
 OUTLINE_WIDTH, OUTLINE_TOP, OUTLINE_BOTTOM = 1.1, 0.35, 1.7
@@ -137,9 +136,19 @@ def _distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _thick_line(shape: Shape, start: np.ndarray, end: np.ndarray, dilation: float) -> np.ndarray:
-    line = np.zeros(shape, np.uint8)
-    cv2.line(line, [int(x) for x in start], [int(x) for x in end], 1, LINE_THICKNESS)
-    return cv2.dilate(line, CROSS, iterations=int(dilation)) > 0
+    """Draw a line and dilate it with a cross `int(dilation)` times."""
+    points, steps = np.array([start, end]).astype(int), int(dilation)
+    line = np.ones(shape, np.uint8)
+    cv2.line(line, points[0].tolist(), points[1].tolist(), 0, LINE_THICKNESS)
+    region = np.zeros(shape, bool)
+    margin = steps + LINE_THICKNESS
+    left, top = np.maximum(points.min(axis=0) - margin, 0)
+    right, bottom = np.maximum(points.max(axis=0) + margin + 1, 0)
+    around = np.s_[top:bottom, left:right]
+    if line[around].size:
+        # Each dilation with a cross adds the pixels at the next L1 distance.
+        region[around] = cv2.distanceTransform(line[around], cv2.DIST_L1, 3) <= steps
+    return region
 
 
 def _random_block(shape: Shape, rng: np.random.Generator) -> np.ndarray:
