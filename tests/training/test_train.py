@@ -174,18 +174,23 @@ def test_evaluate_agrees_with_the_validation(finished: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_resumes_after_kill_with_the_same_result(finished: Path, tmp_path: Path) -> None:
-    """Killed in the middle of epoch 2 and resumed, a run writes the same files as an uninterrupted one."""
+    """Killed in the middle of epoch 2 and resumed, a run writes the same files as an uninterrupted one.
+
+    The killed and the resumed run share a cache, which the uninterrupted one does not have.
+    """
     ignored = shutil.ignore_patterns("weights", "logs")
     root = Path(shutil.copytree(finished, tmp_path / "data", ignore=ignored))
-    killed = face_crops.train(root, kill_at=2 * BATCHES + 4)
+    cache = ("--cache-dir", root / "cache")
+    killed = face_crops.train(root, *cache, kill_at=2 * BATCHES + 4)
     assert killed.returncode == -signal.SIGKILL
     assert read_checkpoint(root / "weights" / f"{NETWORK}_last.pt")["epoch"] == 1
     assert not (root / "weights" / f"{NETWORK}_2.pt").exists()
     with (root / "logs" / f"{NETWORK}.jsonl").open("a") as file:
         file.write('{"epoch": 2, "train_')  # as if it had been killed while writing the log
-    resumed = face_crops.train(root)
+    resumed = face_crops.train(root, *cache)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.startswith("epoch 2 (3 of 6): ")
+    assert list((root / "cache").glob("*.data"))
     assert reproducible_log(root) == reproducible_log(finished)
     for which in (2, 5, "best", "last"):
         name = f"weights/{NETWORK}_{which}.pt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from common.allocator import keep_some_freed_memory
 from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
 from preprocessing.layout import DIFFS, FOLDS_CSV, LANDMARKS
 from training.datasets.classifier_dataset import ClassifierDataset, CropSource, ValidationDataset, collate
+from training.datasets.crop_cache import CropCache
 from training.datasets.folds import Crops, EpochBatchSampler, read_folds, training_rows, validation_rows
 from training.losses import MASK_LOSS, BalancedLoss
 from training.options import PADDING_PART
@@ -106,8 +109,17 @@ def _check_folders(data_dir: Path, dataset: ClassifierDataset) -> None:
 
 
 def build_training_dataset(args: argparse.Namespace, config: Config, masks: bool) -> ClassifierDataset:
-    """Build the dataset of the training crops, with or without masks. Raises FoldsError and SetupError."""
+    """Build the dataset of the training crops, with or without masks.
+
+    Raises:
+        FoldsError: the list of crops cannot be used.
+        OutputError: the folder of the cache cannot be written.
+        SetupError: the folder of the crops is missing.
+    """
     source = read_source(args)
+    if args.cache_dir:
+        cache = CropCache.open(args.cache_dir, source.root / source.crops_dir, source.crops, args.cache_gib)
+        source = replace(source, cache=cache)
     return ClassifierDataset(
         source,
         training_rows(source.crops, args.fold, args.public_validation),
@@ -158,13 +170,14 @@ def build_loader(
         collate_fn=collate,
         pin_memory=dist.device.type == "cuda",
         persistent_workers=persistent,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_init_worker,
         generator=torch.Generator(),  # samples have their own seeds; leave PyTorch's global generator untouched
     )
 
 
-def _use_one_thread(worker: int) -> None:  # noqa: ARG001
+def _init_worker(worker: int) -> None:  # noqa: ARG001
     cv2.setNumThreads(1)
+    keep_some_freed_memory()  # an image is large enough for malloc to return it to the system each time
 
 
 def _dropout(args: argparse.Namespace) -> str:

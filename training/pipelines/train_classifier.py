@@ -72,6 +72,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         default="face",
         help="face: black out parts of the face; block: black out one side of the image",
     )
+    add("--cache-dir", type=Path, metavar="DIR", help="folder for decoded crops, on a local disk or /dev/shm")
+    add(
+        "--cache-gib",
+        type=cli.positive,
+        metavar="N",
+        help="largest size of the cache (default: half of the free space)",
+    )
     add("--only-changed-frames", action="store_true", help="ignore fakes whose mask shows no change")
     add = parser.add_argument_group("run").add_argument
     add("--output-dir", type=Path, default=Path("weights"), metavar="DIR", help="folder of the checkpoints")
