@@ -3,8 +3,10 @@
     python -m benchmarks.train_loading --data-dir DATA_ROOT [--config configs/b7.json] [--fold 0] [--batches N]
 
 The baseline reads the mask of every fake, computes face dropout with SciPy and scikit-image, computes noise and
-principal colors in floating point on the whole image, and returns normalized float images. Both use a DataLoader with
-one worker process and the same crops, in turn. The mean gray levels show whether both make similar samples.
+principal colors in floating point on the whole image, and returns normalized float images. This project decodes each
+crop ("ours") or reads its pixels from a cache ("cached"), as training does from the second epoch on with --cache-dir.
+All use a DataLoader with one worker process and the same crops, in turn. The mean gray levels show whether the baseline
+makes similar samples; those of this project must be equal with and without the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from common import cli
 from preprocessing.layout import CROPS, FOLDS_CSV
 from training.datasets.classifier_dataset import ClassifierDataset, CropSource
+from training.datasets.crop_cache import CropCache
 from training.datasets.face_dropout import image_halves, outline
 from training.datasets.folds import SampleIndex, read_folds, training_rows
 from training.pipelines import build
@@ -53,28 +58,32 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Measure both loaders and print images per second, gray levels and the ratio. Return the exit status."""
     config = read_config(args.config)
-    loaders = build_loaders(args, config)
-    seconds: dict[str, list[float]] = {name: [] for name in loaders}
-    levels: dict[str, list[np.ndarray]] = {name: [] for name in loaders}
-    for _ in range(args.repeat):
-        for name, loader in loaders.items():
-            iterator = iter(loader)
-            first = next(iterator)  # starts the worker process, which is not measured
-            start = time.perf_counter()
-            batches = [first, *iterator]
-            seconds[name].append(time.perf_counter() - start)
-            levels[name] += [gray_levels(batch, config) for batch in batches]
+    with tempfile.TemporaryDirectory() as folder:
+        loaders = build_loaders(args, config, Path(folder))
+        equal = all(map(torch.equal, *([batch.images for batch in loaders[name]] for name in ("ours", "cached"))))
+        seconds: dict[str, list[float]] = {name: [] for name in loaders}
+        levels: dict[str, list[np.ndarray]] = {name: [] for name in loaders}
+        for _ in range(args.repeat):
+            for name, loader in loaders.items():
+                iterator = iter(loader)
+                first = next(iterator)  # starts the worker process, which is not measured
+                start = time.perf_counter()
+                batches = [first, *iterator]
+                seconds[name].append(time.perf_counter() - start)
+                levels[name] += [gray_levels(batch, config) for batch in batches]
     count = (args.batches - 1) * config.optimizer.batch_size
-    print(f"{'':10}{'images/s':>10}   mean and standard deviation of the images' gray levels (R, G, B)")
+    plain = min(seconds["baseline"])
+    print(f"{'':10}{'images/s':>10}{'ratio':>7}   mean and standard deviation of the images' gray levels (R, G, B)")
     for name, times in seconds.items():
         means = np.concatenate(levels[name])
-        print(f"{name:10}{count / min(times):10.1f}   {means.mean(axis=0).round(1)} {means.std(axis=0).round(1)}")
-    print(f"ratio {min(seconds['baseline']) / min(seconds['ours']):.2f}")
-    return cli.OK
+        speed = f"{count / min(times):10.1f}{plain / min(times):7.2f}"
+        print(f"{name:10}{speed}   {means.mean(axis=0).round(1)} {means.std(axis=0).round(1)}")
+    print(f"images with and without the cache: {'equal' if equal else 'different'}")
+    return cli.OK if equal else cli.CLIPS_FAILED
 
 
-def build_loaders(args: argparse.Namespace, config: Config) -> dict[str, DataLoader]:
-    """Build the loaders of both sides for the same crops in the same order."""
+def build_loaders(args: argparse.Namespace, config: Config, folder: Path) -> dict[str, DataLoader]:
+    """Build the loaders for the same crops in the same order, with a cache in a folder."""
     crops = read_folds(args.folds_csv or args.data_dir / FOLDS_CSV)
     rows = training_rows(crops, args.fold)
     source = CropSource(args.data_dir, args.crops_dir, crops)
@@ -84,12 +93,18 @@ def build_loaders(args: argparse.Namespace, config: Config) -> dict[str, DataLoa
         [SampleIndex(int(row), 0, first + place) for place, row in enumerate(order[first : first + size])]
         for first in range(0, len(order), size)
     ]
-    ours = ClassifierDataset(source, rows, albu.Augmentation(config.size, config.augmentation), 0)
+    cache = CropCache.open(folder, args.data_dir / args.crops_dir, crops, None)
+    one = Distributed(0, 1, torch.device("cpu"))
+    ours, cached = (
+        ClassifierDataset(source, rows, albu.Augmentation(config.size, config.augmentation), 0)
+        for source in (source, replace(source, cache=cache))
+    )
     return {
         "baseline": DataLoader(
             BaselineDataset(source, config), batch_sampler=batches, num_workers=1, worker_init_fn=use_one_thread
         ),
-        "ours": build.build_loader(ours, batches, 1, Distributed(0, 1, torch.device("cpu"))),
+        "ours": build.build_loader(ours, batches, 1, one),
+        "cached": build.build_loader(cached, batches, 1, one),
     }
 
 
