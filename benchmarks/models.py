@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,15 +12,33 @@ from training.tools.checkpoint import Recipe, save_checkpoint
 from training.zoo import build_network
 
 
-def write_random_b7(path: Path) -> Path:
+def add_models_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option --models."""
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["1"],
+        metavar="N|CHECKPOINT",
+        help="number of B7 networks with random weights, or checkpoints",
+    )
+
+
+def find_models(models: Sequence[str], folder: Path) -> list[Path]:
+    """Return the checkpoints that --models names, or write as many random ones as it says to a folder."""
+    if len(models) == 1 and models[0].isdecimal():
+        return [write_random_b7(folder / f"b7_{seed}", seed) for seed in range(int(models[0]))]
+    return [Path(model) for model in models]
+
+
+def write_random_b7(path: Path, seed: int = 0) -> Path:
     """Write a checkpoint of the released network (DeepFakeClassifier, B7, 380 pixels) with random weights.
 
-    The weights are the same on every call.
+    The weights are the same on every call with the same seed.
     """
     recipe = Recipe()
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in build_network(recipe.network, recipe.encoder).state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     save_checkpoint(path, {key: _random(key, shape, generator) for key, shape in shapes.items()}, recipe)
     return path
 

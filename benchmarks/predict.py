@@ -1,10 +1,13 @@
 """Compare the speed and scores of the predictor with those of a baseline that works like the published code.
 
-    python -m benchmarks.predict --videos DIR [--models CHECKPOINT ...] [--precision auto] [--repeat 2]
+    python -m benchmarks.predict --videos DIR [--models N|CHECKPOINT ...] [--backend openvino] [--json FILE]
 
 The baseline decodes every frame with OpenCV, runs MTCNN on one frame at a time and scores the faces of one clip at a
 time, with one float32 forward pass per network. Both score the same clips, in turn and in separate processes; loading
 the networks is not counted.
+
+"of limit" is the share of what this machine can do: for decoding, the time in which FFmpeg decodes all frames; for
+classification, the time in which large matrix products do as many floating-point operations in the same precision.
 """
 
 from __future__ import annotations
@@ -24,12 +27,16 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
-from benchmarks.models import write_random_b7
+from benchmarks.limits import count_flops, decode_seconds, matmul_rate
+from benchmarks.models import add_models_option, find_models
 from benchmarks.processes import ProgramError
+from benchmarks.results import Stage, add_json_option, stage_table, write_json
 from common import cli
 from common.allocator import keep_freed_memory
 from common.device import PRECISIONS, choose_device
+from common.text import plural
 from inference.aggregation import FRAMES, confident_strategy
+from inference.backends import BACKENDS
 from inference.ensemble import Ensemble
 from inference.predictor import Predictor
 from inference.submission import find_videos
@@ -48,10 +55,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--videos", type=Path, required=True, metavar="DIR", help="folder of videos (with subfolders)")
-    add("--models", nargs="+", metavar="CHECKPOINT", help="checkpoints (default: a B7 with random weights)")
+    add_models_option(parser)
+    add("--backend", choices=BACKENDS, default=BACKENDS[0], help="library that runs the predictor's networks")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="precision of the predictor")
     add("--device", default="auto", help="device for both sides: auto, cpu, cuda or cuda:1")
     add("--repeat", type=cli.positive, default=1, help="number of measurements; the fastest of each side counts")
+    add_json_option(parser)
     add("--run", choices=("baseline", "ours"), help=argparse.SUPPRESS)  # one measurement, in its own process
     return parser
 
@@ -62,18 +71,19 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({"baseline": baseline, "ours": ours}[args.run](args)))
         return cli.OK
     with tempfile.TemporaryDirectory() as folder:
-        args.models = args.models or [write_random_b7(Path(folder) / "b7")]
+        args.models = find_models(args.models, Path(folder))
         runs: dict[str, list[dict[str, Any]]] = {"baseline": [], "ours": []}
         for _ in range(args.repeat):
             for name, results in runs.items():
                 results.append(run_in_process(name, args))
-    report(*(min(results, key=lambda result: result["total"]) for results in runs.values()))
+    report(args.json, *(min(results, key=lambda result: result["total"]) for results in runs.values()))
     return cli.OK
 
 
 def run_in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one side in its own process and return its result."""
     options = ["--videos", args.videos, "--precision", args.precision, "--device", args.device]
+    options += ["--backend", args.backend]
     command = ["-m", "benchmarks.predict", "--run", name, *options, "--models", *args.models]
     finished = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
     if finished.returncode:
@@ -81,15 +91,22 @@ def run_in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def report(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Print the table of times and the largest score difference."""
-    print(f"{len(mine['scores'])} clips, {mine['faces']} faces, {mine['where']}, {torch.get_num_threads()} threads")
-    print(f"{'':16}{'baseline':>10}{'ours':>10}{'ratio':>8}")
-    for stage in (*STAGES, "total"):
-        label = "end to end" if stage == "total" else stage
-        print(f"{label:16}{theirs[stage]:9.1f}s{mine[stage]:9.1f}s{theirs[stage] / mine[stage]:8.2f}")
+def report(path: Path | None, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Print the table of stages and the largest score difference, and write them to a JSON file."""
+    work = f"{plural(len(mine['scores']), 'clip')}, {plural(mine['faces'], 'face')}, {mine['where']}"
+    limits = mine["limits"]
+    stages = {name: Stage(theirs[name], mine[name], *limits.get(name, ())) for name in STAGES}
+    stages["end to end"] = Stage(theirs["total"], mine["total"])
     difference = max(abs(theirs["scores"][name] - score) for name, score in mine["scores"].items())
+    print(f"{work}, {plural(torch.get_num_threads(), 'thread')}")
+    print(stage_table(stages))
     print(f"largest score difference: {difference:.2g}")
+    result = {
+        "ratio": stages["end to end"].plain / stages["end to end"].ours,
+        "stages": {name: stage.to_dict() for name, stage in stages.items()},
+        "max_score_difference": difference,
+    }
+    write_json(path, work, result)
 
 
 def baseline(args: argparse.Namespace) -> dict[str, Any]:
@@ -154,7 +171,7 @@ def classify(network: torch.nn.Module, recipe: Any, faces: list, device: torch.d
 def ours(args: argparse.Namespace) -> dict[str, Any]:
     """Score the videos with the predictor, then time its stages one by one. Return scores and seconds."""
     keep_freed_memory()
-    ensemble = Ensemble(args.models, args.device, args.precision)
+    ensemble = Ensemble(args.models, args.device, args.precision, backend=args.backend)
     detector = FaceDetector("inference", ensemble.device)
     predictor = Predictor(ensemble, detector)
     videos = find_videos(args.videos)[0]
@@ -181,8 +198,30 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "scores": {name: result.score for name, result in results.items()},
         "total": total,
         "faces": faces,
-        "where": f"{ensemble.device} in {ensemble.precision}",
+        "where": where(ensemble),
+        "limits": limits_of(args, ensemble, faces),
         **seconds,
+    }
+
+
+def where(ensemble: Ensemble) -> str:
+    """Return the networks, and what runs them."""
+    encoders = sorted({recipe.encoder for recipe in ensemble.recipes})
+    return (
+        f"{plural(len(ensemble.recipes), 'network')} ({', '.join(encoders)}) on {ensemble.device} in "
+        f"{ensemble.precision} by {ensemble.backend}"
+    )
+
+
+def limits_of(args: argparse.Namespace, ensemble: Ensemble, faces: int) -> dict[str, tuple[float, str]]:
+    """Return the seconds that stages would take at this machine's limits, and the names of the limits."""
+    flops = 0
+    for network, recipe in map(load_network, args.models):
+        flops += count_flops(network, torch.zeros(1, 3, recipe.size, recipe.size))
+    rate = matmul_rate(ensemble.device, getattr(torch, ensemble.precision))
+    return {
+        "decode": (decode_seconds(find_videos(args.videos)[0].values()), "FFmpeg, all frames"),
+        "classify": (faces * flops / rate, f"{rate / 1e12:.2f} TFLOP/s in {ensemble.precision}"),
     }
 
 
