@@ -66,9 +66,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def make_jobs(dataset: Dataset, root: DataRoot, max_pixels: int = MAX_PIXELS) -> list[Job]:
-    """Return one job per video."""
+    """Return one job per video. The fakes of an original follow it, so that a process can remember its frame times."""
     jobs = []
-    for video in dataset.videos.values():
+    for video in sorted(dataset.videos.values(), key=lambda video: (video.original or video.id, video.fake)):
         source = dataset.original_of(video) if video.fake else video
         boxes = root.boxes(source.id) if source else None
         original = source.path if source and video.fake else None
