@@ -4,7 +4,8 @@
 
 Both process their own copy of the dataset, stage by stage, each stage in its own process, start-up included. Each
 original has the same number of fakes: copies of its fake or, if it has none, of itself. Fakes without an original are
-left out. Memory is the peak of the largest process of a stage.
+left out. Memory is the peak of the largest process of a stage. The limit of stages that decode is the time in which
+FFmpeg decodes all frames with all cores; decoding only some of the frames can be faster.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from benchmarks.plain_stages import PLAIN_STAGES, SCALE
+from benchmarks.plain_stages import PLAIN_STAGES, SCALE, entries_of
 from benchmarks.processes import Usage, measure
+from benchmarks.results import Stage, add_json_option, write_json
 from common import cli
-from common.files import atomic_write
 from common.text import plural
 from preprocessing.layout import BBOXES, CROPS, DIFFS, FOLDS_CSV, LANDMARKS
 
@@ -45,7 +46,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add("--fakes", type=cli.positive, default=1, metavar="N", help="number of fakes per original")
     add("--copies", type=cli.positive, default=3, metavar="N", help="number of copies of each original to process")
-    add("--json", type=Path, metavar="FILE", help="write the results to this file, too")
+    add_json_option(parser)
     return parser
 
 
@@ -63,13 +64,15 @@ def main(args: argparse.Namespace) -> int:
                 measure(f"preprocessing/{stage}.py", "--root-dir", ours, *OPTIONS),
             )
             print(rows[stage].format(stage), flush=True)
-        total = Row(*map(add_up, zip(*rows.values(), strict=True)))
-        print(total.format("total"))
+        sides = zip(*((row.plain, row.ours) for row in rows.values()), strict=True)
+        rows["total"] = Row(*map(add_up, sides))
+        print(rows["total"].format("total"))
         equal = compare(plain, ours)
-    if args.json:
-        stages = {stage: row.result() for stage, row in rows.items()}
-        result = {"fakes": args.fakes, "copies": args.copies, **total.result(), "stages": stages}
-        atomic_write(args.json, json.dumps({**result, "outputs_equal": equal}, indent=2) + "\n")
+        limits = limits_of(ours)
+        originals = len(list((ours / BBOXES).iterdir()))
+    work = f"{plural(originals, 'original')}, each with {plural(args.fakes, 'fake')}"
+    stages = {name: row.to_dict(limits.get(name)) for name, row in rows.items()}
+    write_json(args.json, work, {"ratio": stages["total"]["ratio"], "stages": stages, "outputs_equal": equal})
     return cli.OK
 
 
@@ -79,20 +82,33 @@ class Row(NamedTuple):
     plain: Usage
     ours: Usage
 
-    def result(self) -> dict[str, float]:
-        """Return the seconds and their ratio."""
-        plain, ours = self.plain.seconds, self.ours.seconds
-        return {"plain": round(plain, 3), "ours": round(ours, 3), "ratio": round(plain / ours, 3)}
+    def to_dict(self, limit: float | None) -> dict[str, Any]:
+        """Return the stage as it is in the JSON file; `limit`: the seconds that FFmpeg takes for its clips."""
+        stage = Stage(self.plain.seconds, self.ours.seconds, limit, "FFmpeg, all frames")
+        memory = {"plain_memory": self.plain.memory, "memory": self.ours.memory}
+        return stage.to_dict() | {key: round(value / 2**20) for key, value in memory.items()}
 
     def format(self, name: str) -> str:
         """Return a line of the table."""
-        times = f"{self.plain.seconds:9.1f}s{self.ours.seconds:9.1f}s{self.result()['ratio']:8.2f}"
+        times = f"{self.plain.seconds:9.1f}s{self.ours.seconds:9.1f}s{self.plain.seconds / self.ours.seconds:8.2f}"
         return f"{name:24}{times}{self.plain.memory / 2**20:6.0f} MiB{self.ours.memory / 2**20:6.0f} MiB"
 
 
 def add_up(stages: tuple[Usage, ...]) -> Usage:
     """Return what stages used that ran one after another."""
     return Usage(sum(stage.seconds for stage in stages), max(stage.memory for stage in stages))
+
+
+def limits_of(root: Path) -> dict[str, float]:
+    """Print and return the seconds in which FFmpeg decodes the clips of the stages that decode."""
+    from benchmarks.limits import decode_seconds  # loads PyTorch, whose memory would be counted as that of the stages
+
+    clips: dict[bool, list[Path]] = {False: [], True: []}
+    for path, original in entries_of(root).values():
+        clips[original is not None].append(path)
+    reals, fakes = decode_seconds(clips[False]), decode_seconds(clips[True])
+    print(f"FFmpeg decodes the originals in {reals:.1f} s and the fakes in {fakes:.1f} s")
+    return {"detect_original_faces": reals, "extract_crops": reals + fakes}
 
 
 def copy_dataset(root: Path, target: Path, copies: int, fakes: int) -> None:

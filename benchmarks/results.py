@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from common.cores import available_cores
 from common.files import atomic_write
 from common.versions import package_versions
-from inference.details import device_name
 
 # Names of the instruction sets that decide how fast networks are, by PyTorch's names.
 INSTRUCTION_SETS = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
@@ -67,6 +64,10 @@ def write_json(path: Path | None, work: str, result: Mapping[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """Return what times depend on: processor, GPU and versions."""
+    import torch  # here, so that a process which only measures others is small
+
+    from inference.details import device_name
+
     capabilities = torch.cpu.get_capabilities()
     has_gpu = torch.cuda.is_available()
     return {
