@@ -12,7 +12,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Do not look for garbage in the block, which imports libraries: that creates many objects, but little garbage."""
+    """Do not look for garbage in the block, or in a decorated function, which imports libraries.
+
+    That creates many objects, but little garbage.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "weights" / "default_lite0.pt"
 
 
+@no_garbage_collection()
 def load_predictor(
     checkpoints: str | Path | Sequence[str | Path] = (DEFAULT_MODEL,),
     device: str = "auto",
@@ -64,12 +65,11 @@ def load_predictor(
     # The decoders start while PyTorch is imported, which takes seconds.
     decoders = [Decoder(limits or Limits()) for _ in range(workers or default_workers())]
 
-    with no_garbage_collection():
-        import torch
+    import torch
 
-        from inference.ensemble import Ensemble
-        from inference.predictor import Predictor
-        from preprocessing.faces import FaceDetector
+    from inference.ensemble import Ensemble
+    from inference.predictor import Predictor
+    from preprocessing.faces import FaceDetector
 
     ensemble = Ensemble(checkpoints, device, precision, batch_size, backend)
     threads = torch.get_num_threads() - len(decoders)  # the decoders take a CPU core each

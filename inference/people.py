@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, zip_longest
+from itertools import groupby, permutations, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ HISTORY, MAX_EXTRAPOLATION = 5, 3.0
 MAX_MISSED = 8
 # Cost of a link that is not possible: more than all others together.
 IMPOSSIBLE = 1e6
+# With at most so many faces in a frame, all pairings are tried, which is faster than importing SciPy.
+FEW = 3
 # A person seen in fewer sampled frames does not decide the score of a video: false detections are that short, and the
 # highest of many single scores says more about their number than about any person.
 MIN_FACES = 3
@@ -204,12 +206,22 @@ def _moves_on(track: _Track, box: np.ndarray, time: float, following: _Frame) ->
 
 def _best_pairs(costs: np.ndarray, possible: np.ndarray) -> list[tuple[int, int]]:
     """Return the possible pairs (row, column), as many as there can be, with the least total cost."""
-    if costs.size == 1:
-        return [(0, 0)] if possible.all() else []
-    from scipy.optimize import linear_sum_assignment  # slow to import
+    costs = np.where(possible, costs, IMPOSSIBLE)
+    if max(costs.shape) <= FEW:
+        pairs = min(_assignments(*costs.shape), key=lambda pairs: sum(costs[pair] for pair in pairs))
+    else:
+        from scipy.optimize import linear_sum_assignment
 
-    pairs = zip(*linear_sum_assignment(np.where(possible, costs, IMPOSSIBLE)), strict=True)
+        pairs = list(zip(*linear_sum_assignment(costs), strict=True))
     return [(int(row), int(column)) for row, column in pairs if possible[row, column]]
+
+
+def _assignments(rows: int, columns: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the ways to pair each row with a column of its own or, if there are more rows, the other way around."""
+    if rows > columns:
+        yield from ([(row, column) for column, row in pairs] for pairs in _assignments(columns, rows))
+    else:
+        yield from (list(enumerate(chosen)) for chosen in permutations(range(columns), rows))
 
 
 def _heights(boxes: np.ndarray) -> np.ndarray:

@@ -11,11 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 from skimage.data import astronaut, coffee
 
 from inference.aggregation import STRATEGIES, confident_strategy, mean_strategy
 from inference.decoder import Decoder
-from inference.people import MAX_MISSED, describe_people, disagree, link_faces, most_suspicious
+from inference.people import IMPOSSIBLE, MAX_MISSED, _best_pairs, describe_people, disagree, link_faces, most_suspicious
 from preprocessing import sample_clips
 from preprocessing.boxes import overlap
 from preprocessing.faces import FaceDetector
@@ -291,3 +292,13 @@ def test_most_suspicious_person():
 )
 def test_disagreement(people: list[dict[str, Any]], expected: bool):
     assert disagree(people) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_pairs_of_few_faces_are_those_of_scipy(rows: int, columns: int) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        costs, possible = generator.random((rows, columns)), generator.random((rows, columns)) < 0.7
+        best = zip(*linear_sum_assignment(np.where(possible, costs, IMPOSSIBLE)), strict=True)
+        assert sorted(_best_pairs(costs, possible)) == [pair for pair in best if possible[pair]]
