@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     import torch
 
 # The first one is the default.
-BACKENDS = ("torch", "openvino", "auto")
+BACKENDS = ("torch", "torch-compile", "openvino", "auto")
 # Precisions that OpenVINO supports, and its names for them.
 OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class BackendError(UserError):
-    """OpenVINO is not installed, cannot be used with other options, or computes wrong logits."""
+    """A back-end that is not installed, cannot be used with other options, or computes wrong logits."""
 
 
 def choose_backend(backend: str, device: torch.device, precision: str) -> str:
-    """Return `torch` or `openvino`.
+    """Return the back-end that runs the networks: one of BACKENDS except `auto`.
 
     Args:
         backend: one of BACKENDS. `auto` is OpenVINO where it is installed and known to be faster: on x86-64 CPUs.
@@ -30,8 +30,11 @@ def choose_backend(backend: str, device: torch.device, precision: str) -> str:
         precision: precision of the networks.
 
     Raises:
-        BackendError: OpenVINO is not installed, or does not support the device or the precision.
+        BackendError: OpenVINO is not installed, or the back-end does not support the device or the precision.
     """
+    if backend == "torch-compile" and device.type != "cuda":
+        remedy = "Use --backend openvino on a CPU, or --backend torch"
+        raise BackendError(f"--backend torch-compile: needs a CUDA GPU, not {device.type}. {remedy}")
     installed, usable = find_spec("openvino") is not None, device.type == "cpu" and precision in OPENVINO_PRECISIONS
     if backend == "auto":
         return "openvino" if installed and usable and platform.machine() in ("x86_64", "AMD64") else "torch"

@@ -55,7 +55,7 @@ class Ensemble:
         precision: name of the floating-point type.
         paths: the checkpoints.
         names: one name per network in the order of `paths`: the file name without .pt, numbered if it repeats.
-        backend: `torch` or `openvino`.
+        backend: `torch`, `torch-compile` or `openvino`.
         classifiers: what computes the logits (n,) of normalized images (n, 3, size, size), one per network.
         recipes: one recipe per network.
         crop_specs: the distinct crops that the networks need.
@@ -107,7 +107,8 @@ class Ensemble:
             from inference.openvino_backend import OpenVinoClassifier
 
             return OpenVinoClassifier(path, network, recipe, self.precision, self.batch_size)
-        return TorchClassifier(network, self.device, getattr(torch, self.precision))
+        compiled_batch = self.batch_size if self.backend == "torch-compile" else None
+        return TorchClassifier(network, self.device, getattr(torch, self.precision), compiled_batch)
 
     @torch.inference_mode()
     def score(self, crops: Mapping[CropSpec, np.ndarray]) -> np.ndarray:

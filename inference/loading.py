@@ -45,7 +45,8 @@ def load_predictor(
         batch_size: number of faces per forward pass; None chooses by the device.
         workers: number of videos decoded concurrently; None chooses by the number of CPU cores.
         limits: what decoding a video may take; None for the default limits.
-        backend: library that runs the classifiers: `torch`, `openvino` or `auto`, see docs/prediction.md.
+        backend: library that runs the classifiers: `torch`, `torch-compile`, `openvino` or `auto`,
+            see docs/prediction.md.
 
     Raises:
         UserError: a strategy, precision or back-end that does not exist, or a number that is not positive.

@@ -73,7 +73,7 @@ class RunHeader(Line):
     arguments: Annotated[dict[str, Any], Field(description="arguments of the command line")]
     models: Annotated[list[Model], Field(min_length=1, description="the checkpoints")]
     bands: Annotated[VerdictBands | None, Field(description="null if the models store no calibration for verdicts")]
-    backend: Annotated[str, Field(description="library that runs the networks: `torch` or `openvino`")]
+    backend: Annotated[str, Field(description="library that runs the networks: `torch`, `torch-compile` or `openvino`")]
     device: Annotated[str, Field(description="device of the networks")]
     device_name: Annotated[str, Field(description="name of the CPU or GPU")]
     precision: Annotated[str, Field(description="floating-point type of the classifiers")]

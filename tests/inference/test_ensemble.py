@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from skimage.data import astronaut
 
 from common.device import DeviceError, choose_device, choose_precision
+from inference.backends import BACKENDS, BackendError
 from inference.ensemble import CropSpec, Ensemble, ScoreError
+from inference.torch_backend import TorchClassifier
 from preprocessing.crops import MarginCrop
 from tests.support import golden
 from tests.support.checkpoints import LITE0
@@ -87,13 +90,45 @@ def unet(path: Path, size: int) -> Path:
 
 
 def test_scores_of_network_with_mask_output(tmp_path: Path, crops: np.ndarray):
-    """A U-Net returns a mask as well; in bfloat16, its float32 decoder gets the encoder's bfloat16 features."""
+    """A U-Net returns a mask as well, which is not computed here."""
     checkpoint = unet(tmp_path / "unet.pt", 64)
     images = {CropSpec(MarginCrop(), 64): crops[:1, 100:164, 150:214]}
+    with torch.inference_mode():
+        network, recipe = load_network(checkpoint)
+        expected = network(recipe.normalize(torch.from_numpy(*images.values())))[0].sigmoid().numpy()
     full, reduced = (Ensemble([checkpoint], "cpu", p).score(images) for p in ("float32", "bfloat16"))
-    assert full.shape == (1, 1)
+    np.testing.assert_allclose(full, expected, atol=ROUNDING)
     np.testing.assert_allclose(reduced, full, atol=0.01)
     assert not np.array_equal(reduced, full)
+
+
+def test_compiled_network_gets_full_batches(lite0: Path, small_crops: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    """CUDA graphs need inputs of one shape. The compiler itself, which takes long on a CPU, is left out."""
+    shapes = []
+
+    def compile_without_compiler(forward: Callable, **_: object) -> Callable:
+        return lambda images: (shapes.append(tuple(images.shape)), forward(images))[1]
+
+    monkeypatch.setattr("torch.compile", compile_without_compiler)
+    network, recipe = load_network(lite0)
+    classifier = TorchClassifier(network, torch.device("cpu"), torch.float32, compiled_batch=4)
+    images = recipe.normalize(torch.from_numpy(small_crops))
+    with torch.inference_mode():
+        logits = torch.cat([classifier(images[:4]), classifier(images[4:])])
+    assert shapes == [(4, 3, 224, 224)] * 2
+    np.testing.assert_allclose(logits.sigmoid().numpy()[:, None], plain_scores(lite0, images), atol=ROUNDING)
+    with pytest.raises(BackendError, match="torch-compile"):
+        Ensemble([lite0], "cpu", backend="torch-compile")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_compiled_scores_equal_eager_scores(lite0: Path, small_crops: np.ndarray, precision: str):
+    eager, compiled = (Ensemble([lite0, lite0], "cuda", precision, 4, backend) for backend in BACKENDS[:2])
+    for images in (small_crops[:4], small_crops[4:], small_crops[1:4]):  # warm-up, recording and replay of the graph
+        crops = {LITE0_SPEC: images}
+        np.testing.assert_allclose(compiled.score(crops), eager.score(crops), atol=0.01)
 
 
 @pytest.mark.parametrize("bias", [1e8, -1e5])
