@@ -76,9 +76,11 @@ class BalancedLoss:
         losses = sum(weighted, start=torch.zeros_like(logits))
         total = losses.new_zeros(())
         for members, count in zip(_split_classes(labels, valid), counts, strict=True):
-            class_losses = losses[members]
+            # Sizes that depend on values, as of losses[members], would wait for the GPU.
+            class_losses = losses.where(members, 0)
             if self.ohem_samples:
-                class_losses = class_losses.topk(min(self.ohem_samples, len(class_losses)), sorted=False).values
+                hardest = losses.where(members, -torch.inf).topk(min(self.ohem_samples, len(losses)), sorted=False)
+                class_losses = class_losses[hardest.indices]
             total = total + class_losses.sum() / count.clamp(min=1)
         return total / (counts > 0).sum().clamp(min=1)
 

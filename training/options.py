@@ -17,7 +17,7 @@ HALVES = ("calibration", "report")
 # The margin of the crops that preprocessing writes is the face's size divided by this.
 PADDING_PART = 3
 MAX_PADDING_PART = 1000
-MAX_WORKERS = 8
+MAX_WORKERS = 16
 # Largest seed of PyTorch's generator.
 MAX_SEED = 2**64 - 1
 

@@ -272,7 +272,7 @@ def build_learner(
     network = dist.sync_batch_norms(network).to(dist.device).to(memory_format=memory_format)
     network.encoder.classifier.requires_grad_(False)  # timm's head for 1000 classes is not used
     amp_dtype = choose_amp_dtype(config, dist.device)
-    optimizer, rates_at = _build_optimizer(config.optimizer, network), _rates(config)
+    optimizer, rates_at = _build_optimizer(config.optimizer, network, dist), _rates(config)
     set_rates(optimizer, rates_at(0, 0))
     return Learner(
         network=network,
@@ -292,7 +292,7 @@ def build_learner(
     )
 
 
-def _build_optimizer(config: OptimizerConfig, network: DeepFakeClassifier) -> torch.optim.Optimizer:
+def _build_optimizer(config: OptimizerConfig, network: DeepFakeClassifier, dist: Distributed) -> torch.optim.Optimizer:
     """Build the optimizer of the parameters that require a gradient.
 
     With `classifier_lr`, the encoder and the rest are separate groups.
@@ -306,6 +306,7 @@ def _build_optimizer(config: OptimizerConfig, network: DeepFakeClassifier) -> to
         [*encoder, *others] if config.classifier_lr is None else [{"params": encoder}, {"params": others}],
         config.learning_rate,
         config.weight_decay,
+        fused=dist.device.type == "cuda",
         momentum=config.momentum,
         nesterov=config.nesterov,
     )

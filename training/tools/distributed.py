@@ -83,7 +83,8 @@ class Distributed:
         if self.world_size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         gpus = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=gpus, gradient_as_bucket_view=True)
+        # The only buffers are the statistics of synchronized batch norms, which are the same in all processes.
+        return DistributedDataParallel(network, gpus, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def sync_batch_norms(self, network: Network) -> Network:
         """Make batch norms use the statistics of all processes' batches. timm's batch norms keep their activations."""

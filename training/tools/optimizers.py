@@ -19,6 +19,8 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "FusedSGD": ("momentum", "nesterov"),
     "FusedAdam": (),
 }
+# PyTorch's optimizers that can update all weights in one kernel on a GPU.
+FUSED = ("SGD", "Adam", "AdamW")
 # PyTorch's optimizers that keep a state for every parameter -> the names in it.
 STATE_NAMES = {
     "Adam": {"step", "exp_avg", "exp_avg_sq"},
@@ -36,6 +38,7 @@ def build_optimizer(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     lr: float,
     weight_decay: float,
+    fused: bool = False,
     **options: float | bool,
 ) -> torch.optim.Optimizer:
     """Build an optimizer.
@@ -45,12 +48,15 @@ def build_optimizer(
         parameters: parameters of the network, or groups of them.
         lr: learning rate.
         weight_decay: weight decay.
+        fused: update all weights in one kernel, if the optimizer supports it.
         options: further configuration keys; those that the optimizer does not support are ignored.
 
     Raises:
         OptimizerError: the optimizer is part of apex, which is not installed.
     """
     supported = {key: options[key] for key in OPTIMIZERS[name] if key in options}
+    if fused and name in FUSED:
+        supported["fused"] = True
     return _optimizer_class(name)(parameters, lr=lr, weight_decay=weight_decay, **supported)
 
 

@@ -5,6 +5,7 @@ A checkpoint may come from anyone, so every value of its recipe is checked. Conf
 
 from __future__ import annotations
 
+import functools
 import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -75,7 +76,7 @@ class Recipe:
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Normalize uint8 (n, size, size, 3) to float32 (n, 3, size, size) in channels-last memory format."""
-        mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
+        mean, std = (_on_device(values, images.device) for values in (self.mean, self.std))
         return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +98,11 @@ class Recipe:
         )
         check_size(recipe.network, recipe.size)
         return recipe
+
+
+@functools.cache  # copying constants to a GPU in each step would wait for it
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device)
 
 
 def check_size(network: str, size: int) -> None:
