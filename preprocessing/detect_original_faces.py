@@ -16,6 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import cli
+from common.collector import no_garbage_collection
 from common.outcome import Job, Outcome
 from common.text import abbreviate
 from preprocessing import stage
@@ -63,7 +64,8 @@ def detect(path: Path, output: Path, scale: float | str, device: str, max_pixels
 
 def find_boxes(clip: Clip, wanted: range, scale: float | str, device: str) -> Boxes:
     """Return the boxes of the wanted frames that can be decoded."""
-    from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
+    with no_garbage_collection():
+        from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
 
     detector = get_detector("originals", None if scale == "auto" else float(scale), device)
     boxes = {}

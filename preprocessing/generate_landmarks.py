@@ -24,6 +24,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import cli
+from common.collector import no_garbage_collection
 from common.files import atomic_folder
 from common.outcome import Job, Outcome
 from preprocessing import stage
@@ -73,7 +74,8 @@ def main(args: argparse.Namespace) -> int:
 
 def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> Outcome:
     """Write the landmarks of one clip's crops."""
-    from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
+    with no_garbage_collection():
+        from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
 
     boxes = read_boxes(boxes_path)
     numbers = face_numbers(boxes)
