@@ -110,7 +110,6 @@ class Ensemble:
         compiled_batch = self.batch_size if self.backend == "torch-compile" else None
         return TorchClassifier(network, self.device, getattr(torch, self.precision), compiled_batch)
 
-    @torch.inference_mode()
     def score(self, crops: Mapping[CropSpec, np.ndarray]) -> np.ndarray:
         """Return the probability that each face is fake, per network: float32 (n, networks).
 
@@ -120,6 +119,11 @@ class Ensemble:
         Raises:
             ScoreError: a network's output is not finite.
         """
+        return self.finish(self.start(crops))
+
+    @torch.inference_mode()
+    def start(self, crops: Mapping[CropSpec, np.ndarray]) -> torch.Tensor:
+        """Return the logits (networks, n) for `finish`, without waiting for a GPU to compute them."""
         pixels = {spec: self._upload(images) for spec, images in crops.items()}
         normalized: dict[tuple, torch.Tensor] = {}  # networks with the same recipe share their input
         rows = []
@@ -128,7 +132,12 @@ class Ensemble:
             if key not in normalized:
                 normalized[key] = recipe.normalize(pixels[CropSpec(recipe.crop, recipe.size)])
             rows.append(classifier(normalized[key]))
-        logits = torch.stack(rows).cpu()  # waits for a GPU, once for all networks
+        return torch.stack(rows)
+
+    @torch.inference_mode()
+    def finish(self, logits: torch.Tensor) -> np.ndarray:
+        """Return the result of `score`, after waiting for a GPU once. Raises ScoreError."""
+        logits = logits.cpu()
         for name, row in zip(self.names, logits, strict=True):
             if not row.isfinite().all():
                 raise ScoreError(f"{name}: a score is not finite in {self.precision}. {self._remedy()}")

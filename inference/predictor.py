@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,11 +37,15 @@ from preprocessing.faces import Face, FaceDetector
 from preprocessing.limits import Limits
 from preprocessing.video import chunk_frames
 
+if TYPE_CHECKING:
+    import torch
+
 # Frames and bytes of a chunk at most. Short chunks let detection start while the rest is decoded; a GPU's chunk has a
 # whole batch of the detector.
 CHUNK_FRAMES, CHUNK_BYTES = 4, 200 * 2**20
 # Number of videos that may wait for a full batch.
 MAX_WAITING = 16
+CLASSIFIER_REMEDY = "Lower --batch-size or use --device cpu"
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -116,6 +120,20 @@ class _Crops(NamedTuple):
 
     video: _Video
     crops: dict[CropSpec, np.ndarray]
+
+
+class _Batch(NamedTuple):
+    """Faces that are being classified.
+
+    Attributes:
+        videos: video of each face.
+        logits: result of `Ensemble.start`.
+        seconds: time to start.
+    """
+
+    videos: list[_Video]
+    logits: torch.Tensor
+    seconds: float
 
 
 class Predictor:
@@ -265,24 +283,29 @@ class Predictor:
         """Score the faces of all chunks in batches. Yield the videos in order as they are finished."""
         videos: deque[_Video] = deque()
         waiting: deque[_Crops] = deque()
+        started: deque[_Batch] = deque()  # a GPU scores a batch while the next one is cropped
         for chunk in chunks:
             video = chunk.video
             if not videos or videos[-1] is not video:
                 videos.append(video)
             if chunk.starts_over:
                 waiting = deque(crops for crops in waiting if crops.video is not video)
+                self._finish(started)
                 video.faces, video.scores, video.times = [], [], []
             for crops in self._crop(chunk):
                 waiting.append(crops)
                 if len(waiting) == self.ensemble.batch_size:
-                    self._score(waiting)
+                    self._start(waiting, started)
+                    self._finish(started, 1 if self.shares_batches else 0)
             chunk.frames.clear()  # the loops that produce chunks still refer to this one
             video.complete, video.seconds = chunk.last, video.seconds + chunk.seconds
             if len(videos) > MAX_WAITING or (chunk.last and not self.shares_batches):
-                self._score(waiting)
+                self._start(waiting, started)
+                self._finish(started)
             while videos and videos[0].finished:
                 yield videos.popleft()
-        self._score(waiting)
+        self._start(waiting, started)
+        self._finish(started)
         yield from videos
 
     def _crop(self, chunk: _Chunk) -> Iterator[_Crops]:
@@ -303,18 +326,27 @@ class Predictor:
                 )
                 yield _Crops(video, dict(zip(specs, squares, strict=True)))
 
-    def _score(self, waiting: deque[_Crops]) -> None:
-        """Score the waiting faces as one batch and add the scores to their videos."""
+    def _start(self, waiting: deque[_Crops], started: deque[_Batch]) -> None:
+        """Start to score the waiting faces as one batch."""
         if not waiting:
             return
         start = time.perf_counter()
         batch = {spec: np.stack([face.crops[spec] for face in waiting]) for spec in self.ensemble.crop_specs}
-        with device_errors("Lower --batch-size or use --device cpu"):
-            scores = self.ensemble.score(batch)
-        for (video, _), row in zip(waiting, scores, strict=True):
-            video.scores.append(row)
-            video.seconds += (time.perf_counter() - start) / len(waiting)
+        with device_errors(CLASSIFIER_REMEDY):
+            logits = self.ensemble.start(batch)
+        started.append(_Batch([face.video for face in waiting], logits, time.perf_counter() - start))
         waiting.clear()
+
+    def _finish(self, started: deque[_Batch], keep: int = 0) -> None:
+        """Add the scores of the batches, except for the last `keep` ones, to their videos."""
+        while len(started) > keep:
+            batch, start = started.popleft(), time.perf_counter()
+            with device_errors(CLASSIFIER_REMEDY):
+                scores = self.ensemble.finish(batch.logits)
+            seconds = batch.seconds + time.perf_counter() - start
+            for video, row in zip(batch.videos, scores, strict=True):
+                video.scores.append(row)
+                video.seconds += seconds / len(scores)
 
     def _result(self, video: _Video) -> VideoScore:
         result = VideoScore(

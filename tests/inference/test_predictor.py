@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from skimage.data import astronaut
 
 from common.device import DeviceError
@@ -51,6 +52,37 @@ def test_answers_do_not_wait_for_a_huge_batch(ensemble: Ensemble, tmp_path: Path
     assert next(results).status == "ok"
     assert requested <= MAX_WAITING + 3
     assert len({result.score for result in results}) == 1
+
+
+def test_batches_overlap_on_a_gpu(
+    ensemble: Ensemble, tmp_path: Path, face_video: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The next batch is started before the results of the last one are read, and each face gets its own score."""
+    portrait = sample_clips.face_clip(tmp_path / "portrait.mp4", 5)
+    events = []
+
+    def record(name: str) -> None:
+        method = getattr(ensemble, name)
+        monkeypatch.setattr(ensemble, name, lambda argument: (events.append(name), method(argument))[1])
+
+    def faces() -> list:
+        results = Predictor(ensemble, FaceDetector(), frames=8, decoders=[Decoder(Limits())]).predict(
+            [face_video, portrait, face_video]
+        )
+        return [face for result in results for face in result.faces]
+
+    expected = faces()
+    record("start")
+    record("finish")
+    monkeypatch.setattr(ensemble, "batch_size", 3)
+    monkeypatch.setattr(ensemble, "device", torch.device("meta"))  # as on a GPU
+    monkeypatch.setattr(ensemble, "_upload", torch.from_numpy)
+    overlapped = faces()
+    assert events == ["start", *["start", "finish"] * 6, "finish"]
+    assert [face["box"] for face in overlapped] == [face["box"] for face in expected]
+    names = ensemble.names
+    scores, others = ([[face["scores"][name] for name in names] for face in run] for run in (overlapped, expected))
+    np.testing.assert_allclose(scores, others, atol=1e-4)
 
 
 def test_chunks_change_no_score(ensemble: Ensemble, face_video: Path, monkeypatch: pytest.MonkeyPatch):
