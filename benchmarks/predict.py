@@ -209,7 +209,7 @@ def where(ensemble: Ensemble) -> str:
     encoders = sorted({recipe.encoder for recipe in ensemble.recipes})
     return (
         f"{plural(len(ensemble.recipes), 'network')} ({', '.join(encoders)}) on {ensemble.device} in "
-        f"{ensemble.precision} by {ensemble.backend}"
+        f"{ensemble.precision} with {ensemble.backend}"
     )
 
 

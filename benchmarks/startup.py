@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
     result = {
         "ratio": stages["total"].plain / stages["total"].ours,
         "stages": {name: stage.to_dict() for name, stage in stages.items()},
+        "headings": {"plain": "Before", "ours": "Now"},
         "max_score_difference": abs(scores[ROOT] - scores[baseline]),
     }
     write_json(args.json, "1 clip, the embedded model", result)

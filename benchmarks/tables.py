@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,9 @@ def table(result: Mapping[str, Any]) -> str:
     """Return the results of a benchmark as Markdown: the work and the machine, the table, and the differences."""
     stages = dict(result["stages"])
     keys = [key for key in COLUMNS if any(key in stage for stage in stages.values())]
-    lines = [f"{result['work']}, on {describe(result['machine'])}:", ""]
-    lines += ["| | " + " | ".join(COLUMNS[key][0] for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    lines = [textwrap.fill(f"{result['work']}, on {describe(result['machine'])}:", 120), ""]
+    headings = [result.get("headings", {}).get(key, COLUMNS[key][0]) for key in keys]
+    lines += ["| | " + " | ".join(headings) + " |", "|---" * (len(keys) + 1) + "|"]
     for name, stage in stages.items():
         cells = [COLUMNS[key][1](stage[key]) if key in stage else "" for key in keys]
         lines.append("| " + " | ".join([name, *cells]) + " |")
