@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from benchmarks import limits
 from common import cli
 from common.allocator import keep_freed_memory
 from common.device import choose_device
@@ -24,9 +24,6 @@ from training.pipelines import build
 from training.pipelines.engine import Learner, train_step
 from training.tools.config import Config, read_config
 from training.tools.distributed import Distributed
-
-# Side of the matrices by device type: large enough to reach the peak rate.
-MATRIX_SIDE = {"cuda": 8192, "cpu": 2048, "mps": 4096}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -65,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
             for compiled in (False, True) if args.compile else (False,):
                 seconds, flops, peak = measure(config, device, args.steps, compiled)
                 reference = reference or seconds
-                rate = matmul_rate(device, config)
+                rate = limits.matmul_rate(device, getattr(torch, config.amp_dtype) if config.fp16 else torch.float32)
                 label = name + (", allocator" if keep else "") + (", compiled" if compiled else "")
                 print(
                     f"{label:28}{config.optimizer.batch_size / seconds:10.2f}{reference / seconds:8.2f}"
@@ -94,21 +91,9 @@ def measure(config: Config, device: torch.device, steps: int, compiled: bool) ->
 
 
 def count_flops(learner: Learner, batch: Batch) -> int:
-    """Return the floating-point operations of a step's convolutions. The backward pass counts twice the forward pass.
-
-    torch.utils.flop_counter is not used, because it counts depthwise convolutions as full ones.
-    """
-    counted = []
-
-    def count(layer: nn.Conv2d, _: object, output: torch.Tensor) -> None:
-        counted.append(2 * output.numel() * layer.weight[0].numel())
-
-    hooks = [m.register_forward_hook(count) for m in learner.network.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
-        learner.network(learner.recipe.normalize(batch.images[:1].to(learner.dist.device)))
-    for hook in hooks:
-        hook.remove()
-    return 3 * sum(counted) * len(batch.images)
+    """Return the operations of a step's convolutions. The backward pass counts twice the forward pass."""
+    images = learner.recipe.normalize(batch.images[:1].to(learner.dist.device))
+    return 3 * limits.count_flops(learner.network, images) * len(batch.images)
 
 
 def make_learner(config: Config, device: torch.device) -> Learner:
@@ -128,23 +113,6 @@ def random_batch(config: Config) -> Batch:
     images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
     valid = torch.ones(count, dtype=torch.bool)
     return Batch(images, (torch.arange(count) % 2).float(), torch.arange(count), valid, valid, None, [])
-
-
-def matmul_rate(device: torch.device, config: Config) -> float:
-    """Return the floating-point operations per second of large matrix products in the step's dtype.
-
-    On a GPU, float32 uses TF32 if convolutions do.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    dtype = getattr(torch, config.amp_dtype) if config.fp16 else torch.float32
-    side = MATRIX_SIDE[device.type]
-    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    fastest = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        (a @ b)[0, 0].item()
-        fastest = min(fastest, time.perf_counter() - started)
-    return 2 * side**3 / fastest
 
 
 if __name__ == "__main__":
