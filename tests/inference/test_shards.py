@@ -193,6 +193,7 @@ def test_merge_names_the_shards_to_run(videos: Path, copy: Path, tmp_path: Path)
         (("--strategy", "mean", "--aggregate", "person"), "--strategy, --aggregate: not as in "),
         (("--detector-scale", "0.5"), "--detector-scale: not as in "),
         (("--precision", "bfloat16", "--device", "cuda"), "--precision, --device: not as in "),
+        (("--backend", "openvino"), "--backend: not as in "),
         (("--models", "{other}"), "--models: not as in "),
         (("--overwrite",), "--merge: processes no clip. Leave out --overwrite"),
     ],
