@@ -17,7 +17,7 @@ from torch import nn
 from tests.support import face_crops, golden, programs
 from tests.support.face_crops import NETWORK
 from training.tools.checkpoint import read_checkpoint
-from training.tools.distributed import CpuSyncBatchNormAct2d, Distributed
+from training.tools.distributed import Distributed, EqualSyncBatchNormAct2d
 from training.zoo import build_network
 
 STEPS = 10
@@ -234,20 +234,39 @@ def test_sync_batch_norm_of_one_process_equals_batch_norm(dtype: torch.dtype, to
         torch.testing.assert_close(synchronized.state_dict()[f"0.{key}"], value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("process_group")
+def test_sync_batch_norm_is_compiled_in_one_piece() -> None:
+    """PyTorch's version splits the network at each layer. Outputs, gradients and running statistics are equal."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(2) for layer in (nn.Conv2d(4, 4, 3), BatchNormAct2d(4))]
+    network = Distributed(0, 2, torch.device("cuda")).sync_batch_norms(nn.Sequential(*layers), compiled=True)
+    results = []
+    for compiled in (False, True):
+        copied = copy.deepcopy(network)
+        model = torch.compile(copied, backend="aot_eager", fullgraph=True) if compiled else copied
+        images = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        output = model(images)
+        (output**2).sum().backward()
+        gradients = [parameter.grad for parameter in copied.parameters()]
+        results.append([output, images.grad, *gradients, *copied.buffers()])
+    for eager, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, eager)
+
+
 def activations(network: nn.Module) -> int:
     return sum(isinstance(module, nn.ReLU6) for module in network.modules())
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_sync_batch_norms_keep_their_activations(device: str) -> None:
+@pytest.mark.parametrize(("device", "compiled"), [("cuda", False), ("cuda", True), ("cpu", False)])
+def test_sync_batch_norms_keep_their_activations(device: str, compiled: bool) -> None:
     """PyTorch's own converter drops them silently. (Converting for CUDA does not need a GPU.)"""
     network = golden.fill(build_network("DeepFakeClassifier", "tf_efficientnet_lite0"))
     images = golden.crops()[:, :, :96, :96]
     with torch.no_grad():
         before, count = network(images), activations(network)
-        converted = Distributed(0, 2, torch.device(device)).sync_batch_norms(network).eval()
+        converted = Distributed(0, 2, torch.device(device)).sync_batch_norms(network, compiled).eval()
         assert torch.equal(converted(images), before)
-    kind = CpuSyncBatchNormAct2d if device == "cpu" else SyncBatchNormAct
+    kind = EqualSyncBatchNormAct2d if compiled or device == "cpu" else SyncBatchNormAct
     assert activations(converted) == count > 0
     assert sum(isinstance(module, kind) for module in converted.modules()) == 49
     assert not any(type(module).__name__ == "BatchNormAct2d" for module in converted.modules())

@@ -264,12 +264,16 @@ def _copy_weights(network: DeepFakeClassifier, path: str | Path) -> None:
 
 
 def build_learner(
-    config: Config, network: DeepFakeClassifier, crop: MarginCrop | SquareCrop, dist: Distributed
+    config: Config,
+    network: DeepFakeClassifier,
+    crop: MarginCrop | SquareCrop,
+    dist: Distributed,
+    compiled: bool = False,
 ) -> Learner:
-    """Move a network to its device and build what trains it. Raises OptimizerError."""
+    """Move a network to its device and build what trains it; see `wrap_model` for `compiled`. Raises OptimizerError."""
     torch.backends.cudnn.benchmark = True
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    network = dist.sync_batch_norms(network).to(dist.device).to(memory_format=memory_format)
+    network = dist.sync_batch_norms(network, compiled).to(dist.device).to(memory_format=memory_format)
     network.encoder.classifier.requires_grad_(False)  # timm's head for 1000 classes is not used
     amp_dtype = choose_amp_dtype(config, dist.device)
     optimizer, rates_at = _build_optimizer(config.optimizer, network, dist), _rates(config)

@@ -68,7 +68,7 @@ def _start_or_resume(args: argparse.Namespace, config: Config, checkpoints: Chec
         keep_freed_memory()
     torch.manual_seed(args.seed)
     network = build.init_network(config, fresh=source is None, weights=args.resume if args.from_zero else None)
-    learner = build.build_learner(config, network, build.crop_spec(config, args.padding_part), dist)
+    learner = build.build_learner(config, network, build.crop_spec(config, args.padding_part), dist, args.compile)
     settings = build.run_settings(args, config, data.crops, dist)
     if any(other != settings for other in dist.all_gather(settings)):
         raise build.SetupError("NNODES: the nodes differ in options, configuration or folds.csv. Make them the same")

@@ -83,18 +83,25 @@ class Distributed:
         if self.world_size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         gpus = [self.device] if self.device.type == "cuda" else None
-        # The only buffers are the statistics of synchronized batch norms, which are the same in all processes.
-        return DistributedDataParallel(network, gpus, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(network, device_ids=gpus, gradient_as_bucket_view=True)
+        # After the start, the only buffers are the statistics of synchronized batch norms, equal in all processes.
+        wrapped.broadcast_buffers = False  # as an argument, it gives a warning in recent versions
+        return wrapped
 
-    def sync_batch_norms(self, network: Network) -> Network:
-        """Make batch norms use the statistics of all processes' batches. timm's batch norms keep their activations."""
+    def sync_batch_norms(self, network: Network, compiled: bool = False) -> Network:
+        """Make batch norms use the statistics of all processes' batches. timm's batch norms keep their activations.
+
+        Args:
+            network: modified in place.
+            compiled: whether it will be compiled.
+        """
         if self.world_size == 1:
             return network
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not compiled:
             return convert_sync_batchnorm(network)
         for module in network.modules():
             if type(module) is BatchNormAct2d:
-                module.__class__ = CpuSyncBatchNormAct2d
+                module.__class__ = EqualSyncBatchNormAct2d
         return network
 
 
@@ -129,22 +136,30 @@ def init_distributed(device: str) -> Iterator[Distributed]:
     torch.distributed.destroy_process_group()  # not after an error: it would wait for the other processes
 
 
-class CpuSyncBatchNormAct2d(BatchNormAct2d):
-    """timm's batch norm, synchronized between processes on a CPU. PyTorch's and timm's versions need GPUs."""
+class EqualSyncBatchNormAct2d(BatchNormAct2d):
+    """timm's batch norm, synchronized between processes whose batches have equal sizes.
+
+    PyTorch's version, which timm uses, needs GPUs and allows empty batches: it waits for the GPU in each layer, and
+    torch.compile splits the network at each layer. This one is compiled in one piece; not compiled, it is slower.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(self._normalize(x))) if self.training else super().forward(x)
 
     def _normalize(self, x: torch.Tensor) -> torch.Tensor:
         dtype, x = x.dtype, x.float()  # sums need more precision than bfloat16 has
-        count = _AllReduce.apply(x.new_tensor([x.numel() / x.shape[1]]))
-        mean = _AllReduce.apply(x.sum(dim=(0, 2, 3))) / count
-        deviations = x - mean[:, None, None]
-        variance = _AllReduce.apply((deviations**2).sum(dim=(0, 2, 3))) / count
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        # Summing rows that are zero in all other processes gathers the rows of all, also for the backward pass.
+        own = torch.arange(world_size, device=x.device) == rank
+        means, variances = _AllReduce.apply(own[:, None, None] * torch.stack([mean, variance])).unbind(dim=1)
+        mean = means.mean(dim=0)
+        variance = (variances + (means - mean) ** 2).mean(dim=0)
+        count = world_size * x.numel() // x.shape[1]
         with torch.no_grad():
             self._update_statistics(mean, variance * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (deviations * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
+        return ((x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
 
     def _update_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         assert self.num_batches_tracked is not None
