@@ -40,8 +40,8 @@ from preprocessing.video import chunk_frames
 if TYPE_CHECKING:
     import torch
 
-# Frames and bytes of a chunk at most. Short chunks let detection start while the rest is decoded; a GPU's chunk has a
-# whole batch of the detector.
+# Frames and bytes of a chunk at most. Short chunks let detection start while the rest is decoded; a chunk has a whole
+# batch for each thread of the detector.
 CHUNK_FRAMES, CHUNK_BYTES = 4, 200 * 2**20
 # Number of videos that may wait for a full batch.
 MAX_WAITING = 16
@@ -161,7 +161,7 @@ class Predictor:
         self.aggregate = STRATEGIES[strategy]
         self.frames = frames
         self.decoders = decoders or [Decoder(Limits()) for _ in range(default_workers())]
-        self.chunk_frames = max(CHUNK_FRAMES, detector.batch)
+        self.chunk_frames = max(CHUNK_FRAMES, detector.batch * detector.threads)
         # On a CPU, the scores of a video must not depend on the videos that it shares a forward pass with.
         self.shares_batches = ensemble.device.type != "cpu"
 

@@ -1,4 +1,4 @@
-"""Face detection with MTCNN (Zhang et al., 2016; networks and weights of facenet-pytorch)."""
+"""Face detection in frames of any size."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from itertools import chain, groupby, repeat
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
-from facenet_pytorch import MTCNN
 from torch.nn.functional import interpolate
 
 from common.device import choose_device, device_errors, one_core_threads
 from preprocessing.detector_scale import scale_for
+from preprocessing.mtcnn import MIN_FACE, Mtcnn
 
 # Thresholds of MTCNN's three networks by use, from the winning solution.
 THRESHOLDS = {
@@ -21,11 +22,8 @@ THRESHOLDS = {
     "originals": (0.85, 0.95, 0.95),
     "landmarks": (0.65, 0.75, 0.75),
 }
-# Smallest face to detect, in pixels of the detector's input.
-MIN_FACE = 20
-# Frames per detector call. The frames of a batch share one non-maximum suppression, in which ties can resolve
-# differently (1 in 100 boxes moved by a few pixels). On a CPU, batches save little, so frames are processed one by one.
-BATCH = {"cpu": 1, "cuda": 32}
+# Frames per batch. On a CPU, a batch is processed by one thread, and larger ones no longer fit in its cache.
+BATCH = {"cpu": 4, "cuda": 32}
 
 
 class Face(NamedTuple):
@@ -49,7 +47,7 @@ class FaceDetector:
         preset: key of THRESHOLDS.
         device: device of the networks; the CPU is used instead of an Apple GPU.
         scale: scale of the input; None chooses it by frame size.
-        threads: number of frames to process concurrently on a CPU.
+        threads: number of batches to process concurrently on a CPU.
     """
 
     def __init__(
@@ -62,18 +60,12 @@ class FaceDetector:
         # On Apple GPUs, PyTorch's adaptive pooling supports only output sizes that divide the input size.
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.scale = scale
+        self.threads = max(threads, 1)
         self.batch = BATCH.get(self.device.type, 1)
-        self.mtcnn = MTCNN(
-            margin=0,
-            min_face_size=MIN_FACE,
-            thresholds=list(THRESHOLDS[preset]),
-            keep_all=True,
-            device=self.device,
-        ).eval()
-        self._map: Callable = map
-        if self.device.type == "cpu":
-            self.mtcnn.to(memory_format=torch.channels_last)
-            self._map = one_core_threads(threads).map
+        self.mtcnn = Mtcnn(THRESHOLDS[preset], self.device)
+        self._map: Callable = one_core_threads(self.threads).map if self.device.type == "cpu" else map
+        # Without a stream of its own, detection on a GPU would wait for the classifiers.
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def shrink(self, image: np.ndarray) -> np.ndarray:
         """Return the detector's input for a frame (height, width, 3) uint8: resized with an antialiased bicubic filter.
@@ -87,7 +79,7 @@ class FaceDetector:
             return image
         size = max(1, int(height * scale)), max(1, int(width * scale))
         planes = torch.from_numpy(image).permute(2, 0, 1)[None]
-        return interpolate(planes, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+        return cv2.merge(list(interpolate(planes, size, mode="bicubic", antialias=True)[0].numpy()))
 
     def detect(self, frames: Sequence[np.ndarray], shrunk: Sequence[np.ndarray] | None = None) -> list[list[Face]]:
         """Return the faces of each frame, largest first.
@@ -110,20 +102,17 @@ class FaceDetector:
         """Detect faces in inputs of one size; `ratio` (x, y) converts coordinates to pixels of the full frame."""
         if min(batch.shape[1:3]) < MIN_FACE:
             return [[] for _ in batch]
-        # MTCNN builds its image pyramid faster from channels-first memory.
-        planes = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-        with torch.inference_mode():
-            found = zip(*self.mtcnn.detect(planes.permute(0, 2, 3, 1), landmarks=True), strict=True)
-        faces: list[list[Face]] = []
-        for boxes, probabilities, points in found:
-            if boxes is None:
-                faces.append([])
-                continue
-            # MTCNN returns object arrays if all frames of a batch have the same number of faces.
-            boxes = boxes.astype(np.float32) * np.tile(ratio, 2)
-            points = points.astype(np.float32) * ratio
-            faces.append([Face(*face) for face in zip(boxes, map(float, probabilities), points, strict=True)])
-        return faces
+        with torch.cuda.stream(self._stream):
+            detections = self.mtcnn.detect(batch)
+        return [
+            [
+                Face(box, probability, points)
+                for box, probability, points in zip(
+                    found.boxes * np.tile(ratio, 2), found.probabilities.tolist(), found.points * ratio, strict=True
+                )
+            ]
+            for found in detections
+        ]
 
 
 @functools.cache
