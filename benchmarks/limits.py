@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,6 @@ from torch import nn
 
 # Side of the matrices by device type: large enough to reach the peak rate.
 MATRIX_SIDE = {"cuda": 8192, "cpu": 2048, "mps": 4096}
-MIB = 2**20
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -65,16 +65,9 @@ def decode_seconds(paths: Iterable[Path]) -> float:
     return time.perf_counter() - started
 
 
-def write_rate(folder: Path, mib: int = 256) -> float:
-    """Return the bytes per second at which a new file in a folder is written to its disk, and synchronized."""
-    path, block = folder / "write_rate.tmp", os.urandom(MIB)
-    started = time.perf_counter()
-    try:
-        with path.open("wb") as file:
-            for _ in range(mib):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        return mib * MIB / (time.perf_counter() - started)
-    finally:
-        path.unlink(missing_ok=True)
+def copy_seconds(folder: Path) -> float:
+    """Return the seconds in which the files of a folder are copied to another folder on the same disk."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as copy:
+        started = time.perf_counter()
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        return time.perf_counter() - started

@@ -5,7 +5,8 @@
 Both process their own copy of the dataset, stage by stage, each stage in its own process, start-up included. Each
 original has the same number of fakes: copies of its fake or, if it has none, of itself. Fakes without an original are
 left out. Memory is the peak of the largest process of a stage. The limit of stages that decode is the time in which
-FFmpeg decodes all frames with all cores; decoding only some of the frames can be faster.
+FFmpeg decodes all frames with all cores; decoding only some of the frames can be faster. That of the masks is the time in
+which the crops are copied.
 """
 
 from __future__ import annotations
@@ -82,9 +83,9 @@ class Row(NamedTuple):
     plain: Usage
     ours: Usage
 
-    def to_dict(self, limit: float | None) -> dict[str, Any]:
-        """Return the stage as it is in the JSON file; `limit`: the seconds that FFmpeg takes for its clips."""
-        stage = Stage(self.plain.seconds, self.ours.seconds, limit, "FFmpeg, all frames")
+    def to_dict(self, limit: tuple[float, str] | None) -> dict[str, Any]:
+        """Return the stage as it is in the JSON file; `limit`: its seconds at the machine's limit, and the limit."""
+        stage = Stage(self.plain.seconds, self.ours.seconds, *(limit or ()))
         memory = {"plain_memory": self.plain.memory, "memory": self.ours.memory}
         return stage.to_dict() | {key: round(value / 2**20) for key, value in memory.items()}
 
@@ -99,16 +100,24 @@ def add_up(stages: tuple[Usage, ...]) -> Usage:
     return Usage(sum(stage.seconds for stage in stages), max(stage.memory for stage in stages))
 
 
-def limits_of(root: Path) -> dict[str, float]:
-    """Print and return the seconds in which FFmpeg decodes the clips of the stages that decode."""
-    from benchmarks.limits import decode_seconds  # loads PyTorch, whose memory would be counted as that of the stages
+def limits_of(root: Path) -> dict[str, tuple[float, str]]:
+    """Print and return the seconds in which FFmpeg decodes the clips, and in which the crops are copied."""
+    # Loads PyTorch, whose memory would be counted as that of the stages.
+    from benchmarks.limits import copy_seconds, decode_seconds
 
     clips: dict[bool, list[Path]] = {False: [], True: []}
     for path, original in entries_of(root).values():
         clips[original is not None].append(path)
     reals, fakes = decode_seconds(clips[False]), decode_seconds(clips[True])
-    print(f"FFmpeg decodes the originals in {reals:.1f} s and the fakes in {fakes:.1f} s")
-    return {"detect_original_faces": reals, "extract_crops": reals + fakes}
+    copy = copy_seconds(root / CROPS)
+    print(
+        f"FFmpeg decodes the originals in {reals:.1f} s and the fakes in {fakes:.1f} s; copying crops takes {copy:.1f} s"
+    )
+    return {
+        "detect_original_faces": (reals, "FFmpeg, all frames"),
+        "extract_crops": (reals + fakes, "FFmpeg, all frames"),
+        "generate_diffs": (copy, "copying the crops"),
+    }
 
 
 def copy_dataset(root: Path, target: Path, copies: int, fakes: int) -> None:

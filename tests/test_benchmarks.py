@@ -78,8 +78,10 @@ def test_limits_are_measured(face_video: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(limits.MATRIX_SIDE, "cpu", 64)
     assert limits.matmul_rate(torch.device("cpu"), torch.float32) > 0
     assert limits.decode_seconds([face_video]) > 0
-    assert limits.write_rate(tmp_path, 1) > 0
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_bytes(bytes(100))
+    assert limits.copy_seconds(tmp_path / "folder") > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_models_are_random_networks_or_files(tmp_path: Path) -> None:
