@@ -5,8 +5,8 @@
 Both process their own copy of the dataset, stage by stage, each stage in its own process, start-up included. Each
 original has the same number of fakes: copies of its fake or, if it has none, of itself. Fakes without an original are
 left out. Memory is the peak of the largest process of a stage. The limit of stages that decode is the time in which
-FFmpeg decodes all frames with all cores; decoding only some of the frames can be faster. That of the masks is the time in
-which the crops are copied.
+FFmpeg decodes all frames with all cores; decoding only some of the frames can be faster. That of the masks is the
+time in which the crops are copied.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ def limits_of(root: Path) -> dict[str, tuple[float, str]]:
         clips[original is not None].append(path)
     reals, fakes = decode_seconds(clips[False]), decode_seconds(clips[True])
     copy = copy_seconds(root / CROPS)
-    print(
-        f"FFmpeg decodes the originals in {reals:.1f} s and the fakes in {fakes:.1f} s; copying crops takes {copy:.1f} s"
-    )
+    print(f"FFmpeg decodes the originals in {reals:.1f} s, the fakes in {fakes:.1f} s; copying the crops: {copy:.1f} s")
     return {
         "detect_original_faces": (reals, "FFmpeg, all frames"),
         "extract_crops": (reals + fakes, "FFmpeg, all frames"),

@@ -12,7 +12,19 @@ from common.collector import no_garbage_collection
 from tests.support import programs
 
 ROOT = Path(__file__).parents[2]
-UNUSED = {"timm", "huggingface_hub", "pandas", "scipy", "sklearn", "skimage", "albumentations", "matplotlib"}
+UNUSED = {
+    "albumentations",
+    "facenet_pytorch",
+    "huggingface_hub",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "timm",
+    "torch._dynamo",
+    "torchvision",
+}
 
 
 def test_prediction_imports_only_what_it_needs(face_video: Path, tmp_path: Path) -> None:
