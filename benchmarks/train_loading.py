@@ -1,6 +1,6 @@
 """Compare the speed and samples of the training data loader with those of a baseline like the published code.
 
-    python -m benchmarks.train_loading --data-dir DATA_ROOT [--config configs/b7.json] [--fold 0] [--batches N]
+    python -m benchmarks.train_loading --data-dir DATA_ROOT [--config configs/b7.json] [--batches N] [--json FILE]
 
 The baseline reads the mask of every fake, computes face dropout with SciPy and scikit-image, computes noise and
 principal colors in floating point on the whole image, and returns normalized float images. This project decodes each
@@ -29,6 +29,7 @@ from scipy.ndimage import binary_dilation
 from skimage.measure import centroid
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import results
 from common import cli
 from preprocessing.layout import CROPS, FOLDS_CSV
 from training.datasets.classifier_dataset import ClassifierDataset, CropSource
@@ -52,6 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--fold", type=int, default=0, help="validation fold; samples are made from the other folds")
     add("--batches", type=cli.positive, default=30, help="number of batches per measurement")
     add("--repeat", type=cli.positive, default=2, help="number of measurements; the fastest of each side counts")
+    results.add_json_option(parser)
     return parser
 
 
@@ -72,13 +74,27 @@ def main(args: argparse.Namespace) -> int:
                 seconds[name].append(time.perf_counter() - start)
                 levels[name] += [gray_levels(batch, config) for batch in batches]
     count = (args.batches - 1) * config.optimizer.batch_size
-    plain = min(seconds["baseline"])
+    speeds = {name: count / min(times) for name, times in seconds.items()}
+    plain = speeds["baseline"]
     print(f"{'':10}{'images/s':>10}{'ratio':>7}   mean and standard deviation of the images' gray levels (R, G, B)")
-    for name, times in seconds.items():
-        means = np.concatenate(levels[name])
-        speed = f"{count / min(times):10.1f}{plain / min(times):7.2f}"
-        print(f"{name:10}{speed}   {means.mean(axis=0).round(1)} {means.std(axis=0).round(1)}")
+    gray = {}
+    for name, speed in speeds.items():
+        means = np.concatenate(levels[name]).astype(float)
+        mean, std = (values.round(1).tolist() for values in (means.mean(axis=0), means.std(axis=0)))
+        gray[name] = {"mean": mean, "std": std}
+        print(f"{name:10}{speed:10.1f}{speed / plain:7.2f}   {mean} {std}")
     print(f"images with and without the cache: {'equal' if equal else 'different'}")
+    stages = {
+        label: {
+            "plain_images_per_s": round(plain, 1),
+            "images_per_s": round(speeds[name], 1),
+            "ratio": round(speeds[name] / plain, 3),
+        }
+        for label, name in (("crops decoded each time", "ours"), ("decoded crops from the cache", "cached"))
+    }
+    work = f"{args.batches * config.optimizer.batch_size} samples of {config.size} pixels, one worker process"
+    ratio = {"ratio": round(speeds["cached"] / plain, 3), "outputs_equal": equal}
+    results.write_json(args.json, work, {**ratio, "stages": stages, "gray_levels": gray})
     return cli.OK if equal else cli.CLIPS_FAILED
 
 

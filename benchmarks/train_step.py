@@ -1,6 +1,7 @@
 """Measure training speed with each optimization: channels last, mixed precision, compilation, allocator.
 
     python -m benchmarks.train_step [--config configs/b7.json] [--batch-size N] [--steps N] [--device D] [--compile]
+        [--json FILE]
 
 Every row times the same step (forward, backward, gradient clipping, optimizer) on the same random batch. Ratios are
 relative to the first row, float32 in contiguous memory format. "of matmul" is the step's FLOP/s as a fraction of the
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import limits
+from benchmarks import limits, results
 from common import cli
 from common.allocator import keep_freed_memory
 from common.device import choose_device
@@ -24,6 +26,9 @@ from training.pipelines import build
 from training.pipelines.engine import Learner, train_step
 from training.tools.config import Config, read_config
 from training.tools.distributed import Distributed
+
+# Largest difference of the first step's loss between the rows that is due to rounding.
+LOSS_TOLERANCE = 0.02
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,6 +40,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--steps", type=cli.positive, default=10, metavar="N", help="number of steps per measurement")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--compile", action="store_true", help="also measure each row with torch.compile")
+    results.add_json_option(parser)
     return parser
 
 
@@ -53,41 +59,61 @@ def main(args: argparse.Namespace) -> int:
         variants["float16"] = {"fp16": True}
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads")
     print(f"{'':28}{'images/s':>10}{'ratio':>8}{'TFLOP/s':>9}{'of matmul':>11}{'peak GiB':>10}")
-    reference = None
+    stages: dict[str, dict[str, Any]] = {}
+    losses = []
     for keep in (False, True) if device.type == "cpu" else (False,):
         if keep:
             keep_freed_memory()
         for name, changes in variants.items():
             config = read_config(args.config, {"pretrained": False, **sizes, **changes})
             for compiled in (False, True) if args.compile else (False,):
-                seconds, flops, peak = measure(config, device, args.steps, compiled)
-                reference = reference or seconds
-                rate = limits.matmul_rate(device, getattr(torch, config.amp_dtype) if config.fp16 else torch.float32)
+                seconds, flops, peak, loss = measure(config, device, args.steps, compiled)
+                losses.append(loss)
+                dtype = config.amp_dtype if config.fp16 else "float32"
+                rate = limits.matmul_rate(device, getattr(torch, dtype))
+                speed, first = config.optimizer.batch_size / seconds, next(iter(stages.values()), None)
+                ratio = speed / first["images_per_s"] if first else 1.0
                 label = name + (", allocator" if keep else "") + (", compiled" if compiled else "")
+                stages[label] = {
+                    "images_per_s": speed,
+                    "ratio": ratio,
+                    "share": flops / seconds / rate,
+                    "limited_by": f"{rate / 1e12:.2f} TFLOP/s in {dtype}",
+                }
                 print(
-                    f"{label:28}{config.optimizer.batch_size / seconds:10.2f}{reference / seconds:8.2f}"
-                    f"{flops / seconds / 1e12:9.2f}{flops / seconds / rate:11.0%}{peak / 2**30:10.2f}",
+                    f"{label:28}{speed:10.2f}{ratio:8.2f}{flops / seconds / 1e12:9.2f}{flops / seconds / rate:11.0%}"
+                    f"{peak / 2**30:10.2f}",
                     flush=True,
                 )
-    return cli.OK
+    equal = max(losses) - min(losses) < LOSS_TOLERANCE
+    print(f"losses of the first step: {'equal' if equal else 'different'} ({min(losses):.4f} to {max(losses):.4f})")
+    work = f"A step of {config.encoder}, {config.size} pixels, batch {config.optimizer.batch_size}"
+    ratio = max(stage["ratio"] for stage in stages.values())
+    result = {"ratio": ratio, "stages": stages, "outputs_equal": equal, "headings": {"images_per_s": "Speed"}}
+    results.write_json(args.json, work, result)
+    return cli.OK if equal else cli.CLIPS_FAILED
 
 
-def measure(config: Config, device: torch.device, steps: int, compiled: bool) -> tuple[float, float, int]:
-    """Return the seconds and floating-point operations per step and the peak memory in bytes (0 on a CPU)."""
+def measure(config: Config, device: torch.device, steps: int, compiled: bool) -> tuple[float, float, int, float]:
+    """Measure steps.
+
+    Returns:
+        Seconds and floating-point operations per step, peak memory in bytes (0 on a CPU), loss of the first step.
+    """
     torch._dynamo.reset()
     learner = make_learner(config, device)
     batch = random_batch(config)
     flops = count_flops(learner, batch)
     build.wrap_model(learner, frozen=False, compiled=compiled)
-    for _ in range(2):
-        train_step(learner, batch)
+    loss = train_step(learner, batch).loss
+    train_step(learner, batch)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     for _ in range(steps):
         train_step(learner, batch)  # reads the loss, so it waits for the device
     seconds = (time.perf_counter() - started) / steps
-    return seconds, flops, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return seconds, flops, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0, loss
 
 
 def count_flops(learner: Learner, batch: Batch) -> int:
