@@ -45,7 +45,7 @@ class OpenVinoClassifier:
         batch_size: largest number of faces per call.
 
     Raises:
-        BackendError: OpenVINO computes wrong logits.
+        BackendError: OpenVINO cannot convert or compile the network, or computes wrong logits.
     """
 
     def __init__(self, path: Path, network: DeepFakeClassifier, recipe: Recipe, precision: str, batch_size: int):
@@ -60,17 +60,14 @@ class OpenVinoClassifier:
         precisions = [part.precision for part in parts]
         entry = cache_entry(path, recipe.size, precision)
         if entry and (models := read_models(entry, len(parts))):
-            self._compile(models, precisions)
-            if self._difference(images, expected) <= TOLERANCES[precision]:
+            problem = self._use(models, precisions, images, expected, TOLERANCES[precision])
+            if not problem:
                 return
-            log.warning("%s: is damaged or out of date. Converting the network again", entry)
+            log.warning("%s: %s. Converting the network again", entry, problem)
         models = convert(parts, images[:1])
-        self._compile(models, precisions)
-        difference = self._difference(images, expected)
-        if not difference <= TOLERANCES[precision]:  # or it is NaN
-            what = f"logits of {path.name} in {precision} differ from PyTorch's by {difference:.2g} on this CPU"
-            other = "--precision float32 or " if precision != "float32" else ""
-            raise BackendError(f"--backend openvino: {what}. Use {other}--backend torch")
+        if problem := self._use(models, precisions, images, expected, TOLERANCES[precision]):
+            remedy = "Use --backend torch" if precision == "float32" else "Use --precision float32 or --backend torch"
+            raise BackendError(f"--backend openvino: {path.name} in {precision} on this CPU: {problem}. {remedy}")
         if entry:
             write_models(entry, models)
 
@@ -83,8 +80,25 @@ class OpenVinoClassifier:
             logits[lane :: self.lanes] = values
         return torch.from_numpy(logits)
 
+    def _use(
+        self,
+        models: Sequence[Any],
+        precisions: Sequence[str],
+        images: torch.Tensor,
+        expected: torch.Tensor,
+        tolerance: float,
+    ) -> str:
+        """Compile the models of the parts. Return what is wrong with them or their logits of images, if anything is."""
+        try:
+            self._compile(models, precisions)
+        except RuntimeError as error:
+            return f"cannot be compiled ({str(error).strip().splitlines()[-1]})"
+        difference = float((self(images) - expected).abs().max())
+        is_close = difference <= tolerance  # and not NaN
+        return "" if is_close else f"the logits differ from PyTorch's by {difference:.2g}"
+
     def _compile(self, models: Sequence[Any], precisions: Sequence[str]) -> None:
-        """Prepare the models of the parts, once for each lane."""
+        """Compile the models of the parts, and connect their requests in a chain for each lane. Raises RuntimeError."""
         from openvino import Core
 
         threads = max(torch.get_num_threads() // self.lanes, 1) * self.lanes
@@ -99,10 +113,6 @@ class OpenVinoClassifier:
         for chain in self.requests:
             for earlier, later in itertools.pairwise(chain):
                 later.set_input_tensor(earlier.get_output_tensor())
-
-    def _difference(self, images: torch.Tensor, expected: torch.Tensor) -> float:
-        """Return the largest difference from the expected logits; NaN if one is not finite."""
-        return float((self(images) - expected).abs().max())
 
 
 def _infer(chain: Sequence[Any], images: Sequence[np.ndarray]) -> list[float]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.files import OutputError, atomic_folder, lock, make_folder, sha256
-from inference.backends import OPENVINO_PRECISIONS
+from inference.backends import OPENVINO_PRECISIONS, BackendError
 from inference.torch_backend import FIRST_BFLOAT16_STAGE
 from training.zoo.classifiers import DeepFakeClassifier, DeepFakeClassifierSRM
 
@@ -70,6 +70,9 @@ def convert(parts: Sequence[Part], image: torch.Tensor) -> list[Any]:
     Args:
         parts: result of `split`.
         image: a normalized image (1, 3, size, size).
+
+    Raises:
+        BackendError: the releases of OpenVINO and PyTorch do not fit.
     """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -80,8 +83,12 @@ def convert(parts: Sequence[Part], image: torch.Tensor) -> list[Any]:
     for part in parts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's TorchScript is deprecated
-            decoder = TorchScriptPythonDecoder(part.layers, example_input=(image,))  # must outlive the conversion
-            models.append(frontend.convert(frontend.load(decoder)))
+            try:
+                decoder = TorchScriptPythonDecoder(part.layers, example_input=(image,))  # must outlive the conversion
+                models.append(frontend.convert(frontend.load(decoder)))
+            except RuntimeError as error:
+                what = f"OpenVINO cannot convert the network ({str(error).strip().splitlines()[-1]})"
+                raise BackendError(f"--backend openvino: {what}. Install the release in constraints.txt") from None
         models[-1].reshape(list(image.shape))
         image = part.layers(image)
     return models

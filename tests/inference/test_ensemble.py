@@ -123,6 +123,19 @@ def test_compiled_network_gets_full_batches(lite0: Path, small_crops: np.ndarray
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_starting_a_batch_does_not_wait_for_the_gpu(lite0: Path, small_crops: np.ndarray):
+    ensemble = Ensemble([lite0, lite0], "cuda", "float16")
+    expected = ensemble.score({LITE0_SPEC: small_crops})
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logits = ensemble.start({LITE0_SPEC: small_crops})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    np.testing.assert_allclose(ensemble.finish(logits), expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_compiled_scores_equal_eager_scores(lite0: Path, small_crops: np.ndarray, precision: str):
     eager, compiled = (Ensemble([lite0, lite0], "cuda", precision, 4, backend) for backend in BACKENDS[:2])
