@@ -5,6 +5,7 @@ Used by preprocessing, training and inference.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -63,6 +64,24 @@ def cut(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray | No
     xmin, ymin, xmax, ymax = (max(side, 0) for side in window)
     part = image[ymin:ymax, xmin:xmax]
     return part if part.size else None
+
+
+def cut_faces(
+    image: np.ndarray, faces: Sequence[tuple[int, Sequence[float]]], size: tuple[int, int] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the face number and the crop of each face that is at least partly inside the frame.
+
+    Args:
+        image: the frame, (height, width, 3).
+        faces: face number and box of each face.
+        size: (width, height) of the frames that the boxes refer to; None if these are the clip's own.
+    """
+    height, width = image.shape[:2]
+    scale = np.tile(np.divide((width, height), size or (width, height)), 2)
+    for number, box in faces:
+        crop = cut(image, MarginCrop().window(np.multiply(box, scale)))
+        if crop is not None:
+            yield number, crop
 
 
 def resize_longer_side(

@@ -3,7 +3,8 @@
     python preprocessing/detect_original_faces.py --root-dir DATA_ROOT
 
 writes DATA_ROOT/bboxes/<video>.json: frame number -> list of [xmin, ymin, xmax, ymax] in pixels of the full frame,
-largest first, or null where no face is found. Frames that cannot be decoded are missing from the file.
+largest first, or null where no face is found. Frames that cannot be decoded are missing from the file. The crops of the
+boxes are kept in DATA_ROOT/progress/ for stage 2, which then need not decode the real videos again.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ if not __package__:
 
 from common import cli
 from common.collector import no_garbage_collection
+from common.journal import stamp_of
 from common.outcome import Job, Outcome
 from common.text import abbreviate
 from preprocessing import stage
 from preprocessing.boxes import Boxes, write_boxes
+from preprocessing.kept_crops import KeptCrops, source_of
 from preprocessing.layout import BBOXES, FRAME_STEP
 from preprocessing.video import MAX_PIXELS, Clip, chunk_frames, iter_frames
 
@@ -35,21 +38,38 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Detect the faces of all real videos. Return the exit status."""
     dataset, root = stage.load_dataset(args), stage.data_root(args)
-    jobs = [
-        Job(video.id, (video.path,), path, (video.path, path, args.detector_scale, args.device, args.max_pixels))
-        for video in dataset.videos.values()
-        if not video.fake
-        for path in [root.boxes(video.id)]
-    ]
+    jobs = []
+    for video in dataset.videos.values():
+        if not video.fake:
+            path, kept = root.boxes(video.id), root.kept_crops(video.id)
+            arguments = video.path, path, args.detector_scale, args.device, args.max_pixels, kept
+            jobs.append(Job(video.id, (video.path,), path, arguments))
     settings = {"stage": Path(__file__).stem, "version": VERSION, "detector_scale": args.detector_scale}
     return stage.run_jobs(args, dataset, detect, jobs, args.root_dir / BBOXES, settings, uses_device=True)
 
 
-def detect(path: Path, output: Path, scale: float | str, device: str, max_pixels: int = MAX_PIXELS) -> Outcome:
-    """Write the boxes of one clip."""
+def detect(
+    path: Path,
+    output: Path,
+    scale: float | str,
+    device: str,
+    max_pixels: int = MAX_PIXELS,
+    kept: Path | None = None,
+) -> Outcome:
+    """Write the boxes of one clip, and keep its crops for stage 2 unless the clip is unusual.
+
+    Args:
+        path: the clip.
+        output: JSON file to write.
+        scale: scale of the detector's input, or `auto`.
+        device: device of the detector.
+        max_pixels: limit of the frame size.
+        kept: folder of the kept crops; None to keep none.
+    """
+    stamp, crops = stamp_of(path), KeptCrops() if kept else None
     clip = Clip(path, max_pixels)
     wanted = range(0, clip.total, FRAME_STEP)
-    boxes = find_boxes(clip, wanted, scale, device)
+    boxes = find_boxes(clip, wanted, scale, device, crops)
     lost = sorted(set(wanted) - boxes.keys())
     if not boxes:
         return Outcome("unreadable", f"{path}: no frame can be decoded. The file is damaged; download it again")
@@ -58,12 +78,14 @@ def detect(path: Path, output: Path, scale: float | str, device: str, max_pixels
     notes = clip.notes.copy()
     if lost:
         notes.append(f"frames that cannot be decoded: {abbreviate([str(frame) for frame in lost])}")
+    if kept and crops and not notes:
+        crops.write(kept, boxes, source_of(stamp, output, max_pixels))
     counts = {"frames": len(boxes), "faces": faces, "lost_frames": len(lost) + clip.lost}
     return Outcome("ok" if faces else "no_face", "; ".join(notes), counts)
 
 
-def find_boxes(clip: Clip, wanted: range, scale: float | str, device: str) -> Boxes:
-    """Return the boxes of the wanted frames that can be decoded."""
+def find_boxes(clip: Clip, wanted: range, scale: float | str, device: str, crops: KeptCrops | None = None) -> Boxes:
+    """Return the boxes of the wanted frames that can be decoded, and cut the crops."""
     with no_garbage_collection():
         from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
 
@@ -72,6 +94,8 @@ def find_boxes(clip: Clip, wanted: range, scale: float | str, device: str) -> Bo
     for batch in chunk_frames(iter_frames(clip, wanted), detector.batch):
         for frame, faces in zip(batch, find_faces(detector, [frame.image for frame in batch]), strict=True):
             boxes[frame.index] = [face.box.tolist() for face in faces]
+            if crops:
+                crops.add(frame, boxes[frame.index])
     return boxes
 
 

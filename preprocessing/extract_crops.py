@@ -13,24 +13,24 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import cli
 from common.files import atomic_folder
+from common.journal import stamp_of
 from common.outcome import Job, Outcome
 from common.text import plural
-from preprocessing import stage
+from preprocessing import kept_crops, stage
 from preprocessing.boxes import Boxes, face_numbers, read_boxes
 from preprocessing.contact_sheet import Sample
-from preprocessing.crops import MarginCrop, cut
+from preprocessing.crops import cut_faces
 from preprocessing.dataset import Dataset
 from preprocessing.frame_matching import match_frames, matching_times
 from preprocessing.images import encode_image, read_image
@@ -60,9 +60,11 @@ def main(args: argparse.Namespace) -> int:
         label = "FAKE" if dataset.videos[clip].fake else "REAL"
         return Sample(f"{label} {clip}/{path.stem}", [image], [f"{image.shape[1]}x{image.shape[0]}"])
 
-    return stage.run_jobs(
-        args, dataset, extract, make_jobs(dataset, root, args.max_pixels), output, settings, sample, extra=stray
-    )
+    jobs = make_jobs(dataset, root, args.max_pixels)
+    status = stage.run_jobs(args, dataset, extract, jobs, output, settings, sample, extra=stray)
+    with suppress(OSError):  # not empty if other shards use it
+        root.kept_crops("").rmdir()
+    return status
 
 
 def make_jobs(dataset: Dataset, root: DataRoot, max_pixels: int = MAX_PIXELS) -> list[Job]:
@@ -74,12 +76,18 @@ def make_jobs(dataset: Dataset, root: DataRoot, max_pixels: int = MAX_PIXELS) ->
         original = source.path if source and video.fake else None
         inputs = (video.path, *(path for path in (boxes, original) if path))
         output = root.crops(video.id)
-        jobs.append(Job(video.id, inputs, output, (video.path, boxes, original, output, max_pixels)))
+        kept = None if video.fake else root.kept_crops(video.id)
+        jobs.append(Job(video.id, inputs, output, (video.path, boxes, original, output, max_pixels, kept)))
     return jobs
 
 
 def extract(
-    path: Path, boxes_path: Path | None, original: Path | None, output: Path, max_pixels: int = MAX_PIXELS
+    path: Path,
+    boxes_path: Path | None,
+    original: Path | None,
+    output: Path,
+    max_pixels: int = MAX_PIXELS,
+    kept: Path | None = None,
 ) -> Outcome:
     """Write the crops of one clip.
 
@@ -89,9 +97,14 @@ def extract(
         original: the original of a fake; None for a real video.
         output: folder to write.
         max_pixels: limit of the frame size.
+        kept: where stage 1 may have kept the crops of a real video.
     """
     if boxes_path is None:
         return Outcome("no_original", f"{path}: its original is not in the dataset, so there are no boxes for it")
+    if kept:
+        count = kept_crops.take(kept, kept_crops.source_of(stamp_of(path), boxes_path, max_pixels), output)
+        if count is not None:
+            return Outcome("ok" if count else "no_face", counts={"frames": len(read_boxes(boxes_path)), "crops": count})
     clip, boxes = Clip(path, max_pixels), read_boxes(boxes_path)
     plan = plan_crops(clip, boxes, read_reference(original, max_pixels) if original else None)
     notes = [plan.note] if plan.note else []
@@ -174,24 +187,6 @@ def plan_crops(clip: Clip, boxes: Boxes, reference: Reference | None) -> Plan:
         f"{float(reference.rate):.4g}: {len(frames)} of {len(boxes)} matched by {how}"
     )
     return Plan(frames, faces, reference.size, note)
-
-
-def cut_faces(
-    image: np.ndarray, faces: list[tuple[int, list[float]]], size: tuple[int, int] | None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the face number and the crop of each face that is at least partly inside the frame.
-
-    Args:
-        image: the frame, (height, width, 3).
-        faces: face number and box of each face.
-        size: (width, height) of the frames that the boxes refer to; None if these are the clip's own.
-    """
-    height, width = image.shape[:2]
-    scale = np.tile(np.divide((width, height), size or (width, height)), 2)
-    for number, box in faces:
-        crop = cut(image, MarginCrop().window(np.multiply(box, scale)))
-        if crop is not None:
-            yield number, crop
 
 
 def _format_size(size: tuple[int, ...]) -> str:

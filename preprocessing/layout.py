@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BBOXES, CROPS, LANDMARKS, DIFFS, FOLDS_CSV = "bboxes", "crops", "landmarks", "diffs", "folds.csv"
-COMPRESSED, IMAGES, PREVIEWS = "compressed", "images", "previews"
+COMPRESSED, IMAGES, PREVIEWS, PROGRESS = "compressed", "images", "previews", "progress"
 # Columns of folds.csv. label: 1 = fake. original: for a real video, its own id.
 FOLDS_COLUMNS = ("video", "file", "label", "original", "frame", "fold")
 # Endings of the names of crops, landmarks and masks, after <frame>_<face>.
@@ -50,6 +50,10 @@ class DataRoot:
     def crops(self, video: str) -> Path:
         """Return the folder of a video's crops."""
         return self.root / self.crops_dir / video
+
+    def kept_crops(self, video: str) -> Path:
+        """Return the folder in which stage 1 keeps a real video's crops for stage 2."""
+        return self.root / PROGRESS / "kept_crops" / video
 
     def landmarks(self, video: str) -> Path:
         """Return the folder of a real video's landmarks."""

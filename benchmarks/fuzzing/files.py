@@ -22,8 +22,9 @@ from benchmarks.fuzzing.target import Target, expect
 from common.journal import Journal, JournalError
 from inference import submission
 from preprocessing.boxes import face_numbers, read_boxes
+from preprocessing.crops import cut_faces
 from preprocessing.dataset import Dataset, read_dataset
-from preprocessing.extract_crops import cut_faces, make_jobs
+from preprocessing.extract_crops import make_jobs
 from preprocessing.generate_folds import assign_folds, check_folds
 from preprocessing.images import encode_image
 from preprocessing.layout import CROPS, DIFFS, FOLDS_COLUMNS, FRAME_STEP, LANDMARKS, VIDEO_SUFFIXES, DataRoot

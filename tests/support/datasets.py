@@ -61,8 +61,8 @@ def statuses(root: Path, output: str) -> dict[str, str]:
 
 
 def file_hashes(root: Path) -> dict[str, str]:
-    """Return the hash of every file of a dataset, except the journals, which hold processing times."""
-    files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "progress")
+    """Return the hash of every file of a dataset, except in progress/: journals, which hold times, and kept crops."""
+    files = (path for path in root.rglob("*") if path.is_file() and "progress" not in path.relative_to(root).parts)
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
