@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from common import cli
-from training.datasets.classifier_dataset import CropSource
+from training.datasets.crop_source import CropSource
 from training.options import HALVES, add_data_arguments
 from training.pipelines.scoring import EvaluationError, read_fold, score_fold
 from training.tools.metrics import THRESHOLD, VideoScores, evaluate

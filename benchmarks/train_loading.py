@@ -32,8 +32,9 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import results
 from common import cli
 from preprocessing.layout import CROPS, FOLDS_CSV
-from training.datasets.classifier_dataset import ClassifierDataset, CropSource
+from training.datasets.classifier_dataset import ClassifierDataset
 from training.datasets.crop_cache import CropCache
+from training.datasets.crop_source import CropSource
 from training.datasets.face_dropout import image_halves, outline
 from training.datasets.folds import SampleIndex, read_folds, training_rows
 from training.pipelines import build

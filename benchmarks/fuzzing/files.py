@@ -28,7 +28,8 @@ from preprocessing.extract_crops import make_jobs
 from preprocessing.generate_folds import assign_folds, check_folds
 from preprocessing.images import encode_image
 from preprocessing.layout import CROPS, DIFFS, FOLDS_COLUMNS, FRAME_STEP, LANDMARKS, VIDEO_SUFFIXES, DataRoot
-from training.datasets.classifier_dataset import ClassifierDataset, CropSource
+from training.datasets.classifier_dataset import ClassifierDataset
+from training.datasets.crop_source import CropSource
 from training.datasets.folds import Crops, SampleIndex, read_folds, training_rows, validation_rows
 from training.options import DROPOUTS
 from training.pipelines.build import crop_spec

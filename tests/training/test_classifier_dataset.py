@@ -24,11 +24,11 @@ from training.datasets.classifier_dataset import (
     MAX_REPLACEMENTS,
     Batch,
     ClassifierDataset,
-    CropSource,
     ValidationDataset,
     collate,
     padding_window,
 )
+from training.datasets.crop_source import CropSource
 from training.datasets.folds import SampleIndex, read_folds
 from training.tools.config import AugmentationConfig
 from training.transforms.albu import Augmentation

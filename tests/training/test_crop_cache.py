@@ -19,8 +19,9 @@ from common.files import OutputError
 from preprocessing.images import ImageError, encode_image, read_image
 from tests.support import face_crops
 from training.datasets import crop_cache
-from training.datasets.classifier_dataset import ClassifierDataset, CropSource, ValidationDataset, collate
+from training.datasets.classifier_dataset import ClassifierDataset, ValidationDataset, collate
 from training.datasets.crop_cache import CropCache
+from training.datasets.crop_source import CropSource
 from training.datasets.folds import SampleIndex, read_folds
 from training.transforms.albu import Augmentation
 

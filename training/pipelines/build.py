@@ -20,8 +20,9 @@ from common.allocator import keep_some_freed_memory
 from common.errors import UserError
 from preprocessing.crops import MarginCrop, SquareCrop
 from preprocessing.layout import DIFFS, FOLDS_CSV, LANDMARKS
-from training.datasets.classifier_dataset import ClassifierDataset, CropSource, ValidationDataset, collate
+from training.datasets.classifier_dataset import ClassifierDataset, ValidationDataset, collate
 from training.datasets.crop_cache import CropCache
+from training.datasets.crop_source import CropSource
 from training.datasets.folds import Crops, EpochBatchSampler, read_folds, training_rows, validation_rows
 from training.losses import MASK_LOSS, BalancedLoss
 from training.options import PADDING_PART

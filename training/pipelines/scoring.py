@@ -10,7 +10,8 @@ import numpy as np
 
 from common.device import device_errors
 from preprocessing.crops import MarginCrop
-from training.datasets.classifier_dataset import CropSource, ValidationDataset
+from training.datasets.classifier_dataset import ValidationDataset
+from training.datasets.crop_source import CropSource
 from training.datasets.folds import validation_rows
 from training.options import PADDING_PART
 from training.pipelines import build
