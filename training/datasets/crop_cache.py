@@ -24,7 +24,7 @@ from common.files import make_folder
 from preprocessing.images import MAX_PIXELS, read_image
 from training.datasets.folds import Crops
 
-# Share of the folder's free space to use by default.
+# Share of the space that the cache could have to use by default.
 FREE_SHARE = 0.5
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ class CropCache:
         base = folder / f"crops-{hashlib.sha256(key).hexdigest()[:16]}"
         data = base.with_suffix(".data")
         used = data.stat().st_size if data.is_file() else 0
-        max_bytes = gib * 2**30 if gib is not None else used + FREE_SHARE * shutil.disk_usage(folder).free
-        return cls(base, int(max_bytes))
+        available = used + shutil.disk_usage(folder).free
+        return cls(base, int(FREE_SHARE * available if gib is None else gib * 2**30))
 
     def read(self, row: int, path: Path) -> np.ndarray:
         """Return the crop of a row, from the cache or from its file. Raises ImageError."""
