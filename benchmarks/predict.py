@@ -38,7 +38,7 @@ from common.text import plural
 from inference.aggregation import FRAMES, confident_strategy
 from inference.backends import BACKENDS
 from inference.ensemble import Ensemble
-from inference.predictor import Predictor
+from inference.loading import load_predictor
 from inference.submission import find_videos
 from inference.video_score import UNKNOWN
 from preprocessing.crops import center_in_square, cut, resize_longer_side
@@ -171,15 +171,15 @@ def classify(network: torch.nn.Module, recipe: Any, faces: list, device: torch.d
 def ours(args: argparse.Namespace) -> dict[str, Any]:
     """Score the videos with the predictor, then time its stages one by one. Return scores and seconds."""
     keep_freed_memory()
-    ensemble = Ensemble(args.models, args.device, args.precision, backend=args.backend)
-    detector = FaceDetector("inference", ensemble.device)
-    predictor = Predictor(ensemble, detector)
+    predictor = load_predictor(args.models, args.device, args.precision, backend=args.backend)
+    ensemble = predictor.ensemble
     videos = find_videos(args.videos)[0]
     start = time.perf_counter()
     results = dict(zip(videos, predictor.predict(videos.values()), strict=True))
     total = time.perf_counter() - start
 
     seconds = dict.fromkeys(STAGES, 0.0)
+    detector = FaceDetector("inference", ensemble.device, threads=torch.get_num_threads())
     for path in videos.values():
         start = time.perf_counter()
         frames = [frame.image for frame in sample_frames(Clip(path), FRAMES)]
