@@ -83,7 +83,7 @@ MODIFICATIONS: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
 class ModifiedSource(CropSource):
     """Crops to which a modification is applied when they are read."""
 
-    modify: Callable[[np.ndarray], np.ndarray] | None
+    modify: Callable[[np.ndarray], np.ndarray] | None = None
 
     def image(self, row: int) -> np.ndarray:
         """Return a modified crop, RGB uint8 (height, width, 3)."""
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> int:
     source = fold.source
     print(f"{'':24}{'AUC':>7}{'log loss':>10}{'true positives':>16}{'false positives':>17}")
     for name, modify in MODIFICATIONS.items():
-        modified = fold._replace(source=ModifiedSource(source.root, source.crops_dir, source.crops, modify))
+        modified = fold._replace(source=ModifiedSource(source.root, source.crops_dir, source.crops, modify=modify))
         videos = VideoScores.from_crops(source.crops, *score_fold(args, modified))
         metrics, positive = evaluate(videos.scores, videos.fake), videos.scores > THRESHOLD
         if metrics["auc"] is None:

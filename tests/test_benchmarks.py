@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -37,6 +38,11 @@ TABLE = """2 clips, on 2 cores (EPYC, AMX, PyTorch 2.14.1):
 | detect | 6.06 s | 1.00 s | 6.1 |  |  |
 
 Speedup: **4.0**. Largest difference between video scores: 0.0012."""
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(tables.__file__).parent.glob("[!_]*.py")))
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_documentation_has_the_tables_of_the_results() -> None:
