@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     """Detect the landmarks of all real videos. Return the exit status."""
     dataset, root = stage.load_dataset(args), stage.data_root(args)
     scale = None if args.detector_scale == "auto" else 1.0
-    # A GPU is not faster at single small images of ever new sizes, and each worker process would take memory on it.
+    # Nearly every crop has a size of its own, so a GPU would process single small images. This was not measured.
     device = "cpu" if args.device == "auto" else args.device
     jobs = []
     for video in dataset.videos.values():
