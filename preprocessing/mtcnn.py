@@ -31,6 +31,8 @@ RNET_SIZE, ONET_SIZE = 24, 48
 SAME_LEVEL, SAME_FACE = 0.5, 0.7
 # Candidates per forward pass at most, and what their number is rounded up to: libraries prepare each shape once.
 MAX_CANDIDATES, CANDIDATE_STEP = 512, 4
+# Pixels of P-Net's input per forward pass on a CPU: what it computes from them stays in the cache.
+CACHED_PIXELS = 40_000
 
 
 class Detections(NamedTuple):
@@ -130,7 +132,7 @@ class Mtcnn:
 
     def _propose(self, tables: Tensor, levels: Sequence[Level]) -> Candidates:
         """Return the windows in which P-Net sees a face."""
-        outputs = torch.cat([self.pnet(resize(tables, level.shape)) for level in levels], dim=1)
+        outputs = torch.cat([self._apply_pnet(tables, level) for level in levels], dim=1)
         # The probability is computed where the difference of the logits is large enough, give or take rounding.
         threshold = self.thresholds[0]
         is_likely = outputs[..., 1] - outputs[..., 0] > math.log(threshold / (1 - threshold)) - 1e-3
@@ -142,6 +144,11 @@ class Mtcnn:
         candidates = Candidates(frames.numpy(), boxes, probabilities, likely.numpy()).take(accepted)
         candidates = candidates.take(suppress(candidates, SAME_LEVEL, len(tables), numbers[accepted]))
         return candidates.take(suppress(candidates, SAME_FACE, len(tables)))
+
+    def _apply_pnet(self, tables: Tensor, level: Level) -> Tensor:
+        """Return P-Net's outputs at a level of each frame's pyramid: (n, places, columns)."""
+        parts = tables.split(max(CACHED_PIXELS // math.prod(level.shape), 1)) if tables.is_cpu else [tables]
+        return torch.cat([self.pnet(resize(part, level.shape)) for part in parts])
 
     def _classify(
         self, network: Network, threshold: float, size: int, tables: Tensor, frames: np.ndarray, boxes: np.ndarray

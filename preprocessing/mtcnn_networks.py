@@ -8,10 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, linear, prelu
-
-# Convolutions get a multiple of this number of channels, which CPUs process faster. The additional ones are zero.
-CHANNELS = 16
+from torch.nn.functional import conv2d, linear, pad, prelu
 
 
 class Network:
@@ -30,13 +27,11 @@ class Network:
     def __init__(self, name: str, pools: Sequence[int], device: torch.device):
         weights = {key: value.to(device) for key, value in read_weights(name).items()}
         self.convolutions: list[tuple[Tensor, Tensor, Tensor, int]] = []
-        inputs = 4
         for number, pool in enumerate(pools, start=1):
             weight, bias, slope = _layer(weights, "conv", number)
-            channels = -(-len(bias) // CHANNELS) * CHANNELS
-            weight = _pad(weight, channels, inputs).contiguous(memory_format=torch.channels_last)
-            self.convolutions.append((weight, _pad(bias, channels), _pad(slope, channels), pool))
-            inputs = channels
+            if number == 1:
+                weight = pad(weight, (0, 0, 0, 0, 0, 1))  # for the fourth channel of the images
+            self.convolutions.append((weight.contiguous(memory_format=torch.channels_last), bias, slope, pool))
         self.hidden = None if name == "pnet" else _layer(weights, "dense", len(pools) + 1)
         heads = sorted(key.removesuffix(".weight") for key in weights if "_" in key and key.endswith(".weight"))
         self.weight = torch.cat([weights[f"{head}.weight"].flatten(1) for head in heads])
@@ -81,13 +76,6 @@ def read_weights(name: str) -> dict[str, Tensor]:
 def _layer(weights: dict[str, Tensor], kind: str, number: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight, bias and the slope of the PReLU."""
     return weights[f"{kind}{number}.weight"], weights[f"{kind}{number}.bias"], weights[f"prelu{number}.weight"]
-
-
-def _pad(values: Tensor, *shape: int) -> Tensor:
-    """Enlarge the first dimensions to a shape with zeros."""
-    padded = values.new_zeros(*shape, *values.shape[len(shape) :])
-    padded[tuple(map(slice, values.shape))] = values
-    return padded
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
