@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from preprocessing.mtcnn_networks import Network
-from preprocessing.summed_area import crop, resize, summed_area_tables
+from preprocessing.summed_area import crop, fits_narrow, narrow, resize, summed_area_tables
 
 # Smallest face to detect, in pixels of the input.
 MIN_FACE = 20
@@ -132,7 +132,14 @@ class Mtcnn:
 
     def _propose(self, tables: Tensor, levels: Sequence[Level]) -> Candidates:
         """Return the windows in which P-Net sees a face."""
-        outputs = torch.cat([self._apply_pnet(tables, level) for level in levels], dim=1)
+        narrow_tables, size = narrow(tables), (tables.shape[1] - 1, tables.shape[2] - 1)
+        outputs = torch.cat(
+            [
+                self._apply_pnet(narrow_tables if fits_narrow(size, level.shape) else tables, level.shape)
+                for level in levels
+            ],
+            dim=1,
+        )
         # The probability is computed where the difference of the logits is large enough, give or take rounding.
         threshold = self.thresholds[0]
         is_likely = outputs[..., 1] - outputs[..., 0] > math.log(threshold / (1 - threshold)) - 1e-3
@@ -145,10 +152,10 @@ class Mtcnn:
         candidates = candidates.take(suppress(candidates, SAME_LEVEL, len(tables), numbers[accepted]))
         return candidates.take(suppress(candidates, SAME_FACE, len(tables)))
 
-    def _apply_pnet(self, tables: Tensor, level: Level) -> Tensor:
-        """Return P-Net's outputs at a level of each frame's pyramid: (n, places, columns)."""
-        parts = tables.split(max(CACHED_PIXELS // math.prod(level.shape), 1)) if tables.is_cpu else [tables]
-        return torch.cat([self.pnet(resize(part, level.shape)) for part in parts])
+    def _apply_pnet(self, tables: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Return P-Net's outputs for frames resized to a shape: (n, places, columns)."""
+        parts = tables.split(max(CACHED_PIXELS // math.prod(shape), 1)) if tables.is_cpu else [tables]
+        return torch.cat([self.pnet(resize(part, shape)) for part in parts])
 
     def _classify(
         self, network: Network, threshold: float, size: int, tables: Tensor, frames: np.ndarray, boxes: np.ndarray

@@ -7,12 +7,17 @@ entries. Sums are 32-bit integers: in images so large that they overflow, differ
 from __future__ import annotations
 
 import functools
+import math
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+# Type of the integers in an entry, by the entry's type.
+SUM_TYPES = {torch.complex128: torch.int32, torch.int64: torch.int16}
+ENTRY_TYPES = {value: key for key, value in SUM_TYPES.items()}
 
 
 def summed_area_tables(images: np.ndarray, device: torch.device) -> Tensor:
@@ -22,11 +27,22 @@ def summed_area_tables(images: np.ndarray, device: torch.device) -> Tensor:
     """
     if device.type == "cpu":
         tables = [cv2.integral(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), sdepth=cv2.CV_32S) for image in images]
-        return _entry(torch.from_numpy(np.stack(tables)))
+        return _entries(torch.from_numpy(np.stack(tables)))
     pixels = torch.from_numpy(images)
     pixels = (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
     sums = pixels.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
-    return _entry(pad(sums, (0, 1, 1, 0, 1, 0)))
+    return _entries(pad(sums, (0, 1, 1, 0, 1, 0)))
+
+
+def narrow(tables: Tensor) -> Tensor:
+    """Return tables with 16-bit integers, int64 (n, height + 1, width + 1), which `resize` reads in half the time."""
+    return _entries(_sums(tables).short())
+
+
+def fits_narrow(size: tuple[int, int], shape: tuple[int, int]) -> bool:
+    """Return whether `resize` to a shape is exact with narrow tables of images of a size (both height, width)."""
+    area = math.prod(length // count + 2 for length, count in zip(size, shape, strict=True))
+    return 255 * area < 2**15
 
 
 def resize(tables: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -37,7 +53,7 @@ def resize(tables: Tensor, shape: tuple[int, int]) -> Tensor:
     """
     top, bottom = _bounds(tables.shape[1] - 1, shape[0], tables.device)
     left, right = _bounds(tables.shape[2] - 1, shape[1], tables.device)
-    rows = _entry(_sums(tables.index_select(1, bottom)) - _sums(tables.index_select(1, top)))
+    rows = _entries(_sums(tables.index_select(1, bottom)) - _sums(tables.index_select(1, top)))
     sums = _sums(rows.index_select(2, right)) - _sums(rows.index_select(2, left))
     # With a divisor for every sum, PyTorch divides a whole row at once.
     widths = (right - left).float().repeat_interleave(4).view(-1, 4)
@@ -73,12 +89,12 @@ def crop(tables: Tensor, images: np.ndarray, regions: np.ndarray, size: int) -> 
 
 def _sums(entries: Tensor) -> Tensor:
     """Return the four integers of each entry, in a new last dimension."""
-    return entries.view(torch.int32).unflatten(-1, (-1, 4))
+    return entries.view(SUM_TYPES[entries.dtype]).unflatten(-1, (-1, 4))
 
 
-def _entry(sums: Tensor) -> Tensor:
+def _entries(sums: Tensor) -> Tensor:
     """Return each four integers as one entry."""
-    return sums.view(torch.complex128)[..., 0]
+    return sums.view(ENTRY_TYPES[sums.dtype])[..., 0]
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.ops import batched_nms
 
 from preprocessing.mtcnn import Candidates, Detections, Mtcnn, keep_outer, pyramid, suppress
-from preprocessing.summed_area import crop, resize, summed_area_tables
+from preprocessing.summed_area import crop, fits_narrow, narrow, resize, summed_area_tables
 
 CPU = torch.device("cpu")
 THRESHOLDS = (0.65, 0.75, 0.75)  # the lowest in use: most candidates
@@ -75,12 +75,21 @@ def test_pyramid_starts_with_the_smallest_face():
     assert [level.shape for level in pyramid(100, 200)][:2] == [(61, 121), (43, 86)]
 
 
-@pytest.mark.parametrize("shape", [(214, 380), (14, 25), (360, 633), (400, 700)])
+@pytest.mark.parametrize("shape", [(214, 380), (40, 60), (39, 69), (14, 25), (360, 633), (400, 700)])
 def test_resize_is_adaptive_average_pooling(shape: tuple[int, int]):
     images = np.random.default_rng(0).integers(0, 256, (2, 357, 633, 3), np.uint8)
-    resized = resize(summed_area_tables(images, CPU), shape)
+    images[0, :200] = 255  # the largest sums
+    tables = summed_area_tables(images, CPU)
     expected = adaptive_avg_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2).double(), shape)
-    np.testing.assert_allclose(resized[..., :3].permute(0, 3, 1, 2).numpy(), expected.numpy(), rtol=1e-6)
+    for source in (tables, narrow(tables)) if fits_narrow((357, 633), shape) else (tables,):
+        resized = resize(source, shape)[..., :3].permute(0, 3, 1, 2)
+        np.testing.assert_allclose(resized.numpy(), expected.numpy(), rtol=1e-6)
+
+
+def test_narrow_tables_are_for_small_windows():
+    assert fits_narrow((540, 960), (325, 577))
+    assert fits_narrow((540, 960), (58, 103))
+    assert not fits_narrow((540, 960), (41, 73))
 
 
 def test_crop_is_adaptive_average_pooling_of_each_region():
