@@ -85,6 +85,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     sentences = [f"Speedup: **{result['ratio']:.1f}**."]
     if "max_score_difference" in result:
         sentences.append(f"Largest difference between video scores: {result['max_score_difference']:.2g}.")
+    if "max_box_difference" in result:
+        sentences.append(f"Largest difference between boxes: {result['max_box_difference']:.2g} pixels.")
     if "outputs_equal" in result:
         sentences.append("Outputs are equal." if result["outputs_equal"] else "**Outputs differ.**")
     return " ".join(sentences)
