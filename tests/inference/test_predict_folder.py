@@ -301,7 +301,7 @@ def test_stops_on_ctrl_c(tmp_path: Path, face_video: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["common.cli", "torch", "facenet_pytorch"])
+@pytest.mark.parametrize("module", ["common.cli", "torch", "preprocessing.faces"])
 def test_ctrl_c_while_loading_prints_nothing(tmp_path: Path, face_video: Path, module: str):
     stopped = run_interrupted(signal.SIGINT, module, face_video, tmp_path / "s.csv")
     assert stopped.returncode == -signal.SIGINT

@@ -246,7 +246,7 @@ def test_robustness_starts_with_the_report(retrained: Path) -> None:
     metrics = json.loads((retrained / "out/metrics.json").read_text())
     assert (auc, log_loss) == (f"{metrics['auc']:.3f}", f"{metrics['log_loss']:.3f}")
     assert len(changed) == 12
-    assert all(line[1] != log_loss for line in changed[3:])
+    assert sum(line[1] == log_loss for line in changed[3:]) <= 1  # a small change can be lost in rounding
 
 
 @pytest.mark.slow
