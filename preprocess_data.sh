@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prepare a dataset for training: run the five stages in order. After an interruption, the same command resumes.
+# Prepare a dataset for training: run the five stages in order, or those that the embedded model needs. After an
+# interruption, the same command resumes.
 set -euo pipefail
 
 usage() {
@@ -10,7 +11,9 @@ usage: $0 DATA_ROOT [options]
   --device D           device of the face detector: auto, cpu, cuda or cuda:1
   --workers N          number of worker processes
   --layout L           layout of the dataset's files: auto, dfdc, ffpp or celebdf
-  --crops-dir DIR      folder of the crops within DATA_ROOT
+  --crop KIND          margin (default): for the winning solution's networks; square: tight squares for the embedded
+                       model, which needs no landmarks and masks, so stages 3 and 4 are left out
+  --crops-dir DIR      folder of the crops within DATA_ROOT (default: crops, or crops_square for square ones)
   --max-pixels N       largest frame, width x height
   --timeout SECONDS    fail a clip when decoding makes no progress for this long
   --clip-timeout SECONDS   fail a clip that takes longer than this
@@ -34,14 +37,22 @@ root=$(cd "$(dirname "$0")" && pwd)
 use_python "$root/requirements.txt"
 
 options=() all_originals=() # options of all stages; those of the last one
-stages=(detect_original_faces extract_crops generate_landmarks generate_diffs generate_folds)
+stages=(detect_original_faces extract_crops generate_landmarks generate_diffs) last=(generate_folds)
 next="./train.sh $data NUM_GPUS" again="the same command"
+merge="--merge, which writes folds.csv" previous= # the previous argument
 for option in "$@"; do
+    case $previous=$option in
+        --crop=square* | *=--crop=square*)
+            stages=(detect_original_faces extract_crops)
+            next="./train_default.sh $data"
+            merge="--merge --crop square, which writes folds_square.csv"
+            ;;
+    esac
+    previous=$option
     case $option in
         --all-originals) all_originals=("$option") ;;
         --shard | --shard=*)
-            stages=("${stages[@]:0:4}") # folds.csv lists the crops of all shards
-            next="when all shards are finished, $0 $data --merge, which writes folds.csv"
+            last=() # the list has the crops of all shards
             options+=("$option")
             ;;
         --merge) again="their shards" && options+=("$option") ;;
@@ -50,7 +61,8 @@ for option in "$@"; do
 done
 status=0
 quiet=()
-for stage in "${stages[@]}"; do
+[ ${#last[@]} != 0 ] || next="when all shards are finished, $0 $data $merge"
+for stage in "${stages[@]}" ${last[@]+"${last[@]}"}; do
     echo "== $stage"
     code=0
     [ "$stage" != generate_folds ] || options+=(${all_originals[@]+"${all_originals[@]}"})

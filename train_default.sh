@@ -6,7 +6,8 @@ set -euo pipefail
 usage() {
     cat <<USAGE
 usage: $0 DATA_ROOT [OUTPUT_DIR] [options of training/pipelines/train_classifier.py]
-  DATA_ROOT    folder with folds.csv and crops/ (the crops that weights/MODEL_CARD.md describes)
+  DATA_ROOT    folder with crops_square/ and folds_square.csv, which ./preprocess_data.sh DATA_ROOT --crop square makes;
+               without crops_square/, such crops are expected in crops/ and their list in folds.csv
   OUTPUT_DIR   folder for model.pt, metrics.json and the plots (default: weights/retrained/)
 USAGE
 }
@@ -25,6 +26,8 @@ case ${1:--} in
         shift
         ;;
 esac
+crops=() # where the crops are
+if [ -d "$data/crops_square" ]; then crops=(--crops-dir crops_square --folds-csv "$data/folds_square.csv"); fi
 shared=() previous= # options that calibrate.py and evaluate.py get as well; the previous argument
 for option in "$@"; do
     case $previous in --device | --workers) shared+=("$previous" "$option") ;; esac
@@ -43,8 +46,9 @@ use_python "$root/requirements.txt"
 
 pipelines=$root/training/pipelines
 "$PYTHON" "$pipelines/train_classifier.py" --config "$root/configs/default_lite0.json" --data-dir "$data" \
-    --label-smoothing 0.05 --no-hardcore --output-dir "$output" --logdir "$output/logs" "$@"
+    ${crops[@]+"${crops[@]}"} --label-smoothing 0.05 --no-hardcore --output-dir "$output" --logdir "$output/logs" "$@"
 "$PYTHON" "$pipelines/calibrate.py" --checkpoint "$output/DeepFakeClassifier_tf_efficientnet_lite0_0_last.pt" \
-    --data-dir "$data" --output "$output/model.pt" ${shared[@]+"${shared[@]}"}
-"$PYTHON" "$pipelines/evaluate.py" --checkpoint "$output/model.pt" --data-dir "$data" --half report \
-    --bootstrap 2000 --json "$output/metrics.json" --plots "$output" ${shared[@]+"${shared[@]}"}
+    --data-dir "$data" ${crops[@]+"${crops[@]}"} --output "$output/model.pt" ${shared[@]+"${shared[@]}"}
+"$PYTHON" "$pipelines/evaluate.py" --checkpoint "$output/model.pt" --data-dir "$data" \
+    --half report --bootstrap 2000 --json "$output/metrics.json" --plots "$output" \
+    ${crops[@]+"${crops[@]}"} ${shared[@]+"${shared[@]}"}

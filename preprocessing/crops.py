@@ -57,6 +57,10 @@ class SquareCrop:
 
 
 CROP_TYPES = {crop_type.kind: crop_type for crop_type in (MarginCrop, SquareCrop)}
+# The winning solution's crop.
+DEFAULT_CROP = MarginCrop()
+# Parameters of the crops, in units of the bounding box. No face needs more of its surroundings.
+RANGES = {MarginCrop.kind: {"margin": (0.001, 10.0)}, SquareCrop.kind: {"side": (0.1, 10.0), "center": (-1.0, 2.0)}}
 
 
 def cut(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray | None:
@@ -67,7 +71,10 @@ def cut(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray | No
 
 
 def cut_faces(
-    image: np.ndarray, faces: Sequence[tuple[int, Sequence[float]]], size: tuple[int, int] | None = None
+    image: np.ndarray,
+    faces: Sequence[tuple[int, Sequence[float]]],
+    size: tuple[int, int] | None = None,
+    rule: MarginCrop | SquareCrop = DEFAULT_CROP,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the face number and the crop of each face that is at least partly inside the frame.
 
@@ -75,11 +82,12 @@ def cut_faces(
         image: the frame, (height, width, 3).
         faces: face number and box of each face.
         size: (width, height) of the frames that the boxes refer to; None if these are the clip's own.
+        rule: the window of a box. The part of it that lies outside the frame is cut off, as in prediction.
     """
     height, width = image.shape[:2]
     scale = np.tile(np.divide((width, height), size or (width, height)), 2)
     for number, box in faces:
-        crop = cut(image, MarginCrop().window(np.multiply(box, scale)))
+        crop = cut(image, rule.window(np.multiply(box, scale)))
         if crop is not None:
             yield number, crop
 

@@ -23,6 +23,7 @@ from common.outcome import Job, Outcome
 from common.text import abbreviate
 from preprocessing import stage
 from preprocessing.boxes import Boxes, write_boxes
+from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop
 from preprocessing.kept_crops import KeptCrops, source_of
 from preprocessing.layout import BBOXES, FRAME_STEP
 from preprocessing.video import MAX_PIXELS, Clip, chunk_frames, iter_frames
@@ -42,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     for video in dataset.videos.values():
         if not video.fake:
             path, kept = root.boxes(video.id), root.kept_crops(video.id)
-            arguments = video.path, path, args.detector_scale, args.device, args.max_pixels, kept
+            arguments = video.path, path, args.detector_scale, args.device, args.max_pixels, kept, args.crop
             jobs.append(Job(video.id, (video.path,), path, arguments))
     settings = {"stage": Path(__file__).stem, "version": VERSION, "detector_scale": args.detector_scale}
     return stage.run_jobs(args, dataset, detect, jobs, args.root_dir / BBOXES, settings, uses_device=True)
@@ -55,6 +56,7 @@ def detect(
     device: str,
     max_pixels: int = MAX_PIXELS,
     kept: Path | None = None,
+    rule: MarginCrop | SquareCrop = DEFAULT_CROP,
 ) -> Outcome:
     """Write the boxes of one clip, and keep its crops for stage 2 unless the clip is unusual.
 
@@ -65,8 +67,9 @@ def detect(
         device: device of the detector.
         max_pixels: limit of the frame size.
         kept: folder of the kept crops; None to keep none.
+        rule: the window of a box in the kept crops.
     """
-    stamp, crops = stamp_of(path), KeptCrops() if kept else None
+    stamp, crops = stamp_of(path), KeptCrops(rule) if kept else None
     clip = Clip(path, max_pixels)
     wanted = range(0, clip.total, FRAME_STEP)
     boxes = find_boxes(clip, wanted, scale, device, crops)
@@ -79,7 +82,7 @@ def detect(
     if lost:
         notes.append(f"frames that cannot be decoded: {abbreviate([str(frame) for frame in lost])}")
     if kept and crops and not notes:
-        crops.write(kept, boxes, source_of(stamp, output, max_pixels))
+        crops.write(kept, boxes, source_of(stamp, output, max_pixels, rule))
     counts = {"frames": len(boxes), "faces": faces, "lost_frames": len(lost) + clip.lost}
     return Outcome("ok" if faces else "no_face", "; ".join(notes), counts)
 

@@ -1,11 +1,13 @@
 """Stage 2: crop the faces in all videos; fakes use the bounding boxes of their originals.
 
-    python preprocessing/extract_crops.py --root-dir DATA_ROOT [--crops-dir crops] [--preview N]
+    python preprocessing/extract_crops.py --root-dir DATA_ROOT [--crop KIND] [--crops-dir DIR] [--preview N]
 
-writes DATA_ROOT/crops/<video>/<frame>_<face>.png with a margin of one third of the box on each side. A person keeps
-the same face number across frames. Frame numbers are the original's: if a fake has a different frame rate or has lost
-frames, the frame with the same time is cropped; if it has a different size, the boxes are scaled. The clip's record in
-DATA_ROOT/progress/ notes this.
+writes DATA_ROOT/crops/<video>/<frame>_<face>.png with a margin of one third of the box on each side or, with
+--crop square, DATA_ROOT/crops_square/<video>/<frame>_<face>.png, the tight squares that the embedded model sees. What
+lies outside the frame is cut off. A person keeps the same face number across frames.
+
+Frame numbers are the original's: if a fake has a different frame rate or has lost frames, the frame with the same time
+is cropped; if it has a different size, the boxes are scaled. The clip's record in DATA_ROOT/progress/ notes this.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from common.text import plural
 from preprocessing import kept_crops, stage
 from preprocessing.boxes import Boxes, face_numbers, read_boxes
 from preprocessing.contact_sheet import Sample
-from preprocessing.crops import cut_faces
+from preprocessing.crop_kinds import STAGE, check_kind, crop_settings
+from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop, cut_faces
 from preprocessing.dataset import Dataset
 from preprocessing.frame_matching import match_frames, matching_times
 from preprocessing.images import encode_image, read_image
@@ -52,22 +55,25 @@ def main(args: argparse.Namespace) -> int:
     dataset, root = stage.load_dataset(args), stage.data_root(args)
     boxes_files = root.boxes("*").parent.glob("*.json")
     stray = {path.stem: Outcome("no_video", str(path)) for path in boxes_files if path.stem not in dataset.videos}
-    settings = {"stage": Path(__file__).stem, "version": VERSION}
-    output = args.root_dir / args.crops_dir
+    settings = {"stage": STAGE, "version": VERSION, **crop_settings(args.crop)}
+    output = root.crops("")
+    check_kind(output, args.crop)
 
     def sample(path: Path) -> Sample:
         image, clip = read_image(path), path.parent.name
         label = "FAKE" if dataset.videos[clip].fake else "REAL"
         return Sample(f"{label} {clip}/{path.stem}", [image], [f"{image.shape[1]}x{image.shape[0]}"])
 
-    jobs = make_jobs(dataset, root, args.max_pixels)
+    jobs = make_jobs(dataset, root, args.max_pixels, args.crop)
     status = stage.run_jobs(args, dataset, extract, jobs, output, settings, sample, extra=stray)
     with suppress(OSError):  # not empty if other shards use it
         root.kept_crops("").rmdir()
     return status
 
 
-def make_jobs(dataset: Dataset, root: DataRoot, max_pixels: int = MAX_PIXELS) -> list[Job]:
+def make_jobs(
+    dataset: Dataset, root: DataRoot, max_pixels: int = MAX_PIXELS, rule: MarginCrop | SquareCrop = DEFAULT_CROP
+) -> list[Job]:
     """Return one job per video. The fakes of an original follow it, so that a process can remember its frame times."""
     jobs = []
     for video in sorted(dataset.videos.values(), key=lambda video: (video.original or video.id, video.fake)):
@@ -77,7 +83,7 @@ def make_jobs(dataset: Dataset, root: DataRoot, max_pixels: int = MAX_PIXELS) ->
         inputs = (video.path, *(path for path in (boxes, original) if path))
         output = root.crops(video.id)
         kept = None if video.fake else root.kept_crops(video.id)
-        jobs.append(Job(video.id, inputs, output, (video.path, boxes, original, output, max_pixels, kept)))
+        jobs.append(Job(video.id, inputs, output, (video.path, boxes, original, output, max_pixels, kept, rule)))
     return jobs
 
 
@@ -88,6 +94,7 @@ def extract(
     output: Path,
     max_pixels: int = MAX_PIXELS,
     kept: Path | None = None,
+    rule: MarginCrop | SquareCrop = DEFAULT_CROP,
 ) -> Outcome:
     """Write the crops of one clip.
 
@@ -98,11 +105,12 @@ def extract(
         output: folder to write.
         max_pixels: limit of the frame size.
         kept: where stage 1 may have kept the crops of a real video.
+        rule: the window of a box.
     """
     if boxes_path is None:
         return Outcome("no_original", f"{path}: its original is not in the dataset, so there are no boxes for it")
     if kept:
-        count = kept_crops.take(kept, kept_crops.source_of(stamp_of(path), boxes_path, max_pixels), output)
+        count = kept_crops.take(kept, kept_crops.source_of(stamp_of(path), boxes_path, max_pixels, rule), output)
         if count is not None:
             return Outcome("ok" if count else "no_face", counts={"frames": len(read_boxes(boxes_path)), "crops": count})
     clip, boxes = Clip(path, max_pixels), read_boxes(boxes_path)
@@ -115,7 +123,7 @@ def extract(
             number, size = plan.frames[frame.index], frame.image.shape[1::-1]
             if decoded == 1 and plan.size not in (None, size):
                 notes.append(f"{_format_size(size)}, its original {_format_size(plan.size)}: boxes are scaled")
-            for face, crop in cut_faces(frame.image, plan.faces[number], plan.size):
+            for face, crop in cut_faces(frame.image, plan.faces[number], plan.size, rule):
                 (folder / crop_name(number, face)).write_bytes(encode_image(crop))
                 crops += 1
     if decoded < len(plan.frames):

@@ -1,6 +1,6 @@
 """Stage 4: compute where each fake differs from its original.
 
-    python preprocessing/generate_diffs.py --root-dir DATA_ROOT [--crops-dir crops] [--preview N]
+    python preprocessing/generate_diffs.py --root-dir DATA_ROOT [--crop KIND] [--crops-dir DIR] [--preview N]
 
 writes DATA_ROOT/diffs/<fake>/<frame>_<face>_diff.png: one channel, 255 * (1 - SSIM) of the two crops (Wang et al.,
 2004), clipped to 0..255; 0 means no difference.
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
             inputs = tuple(folder for folder in (crops, original_crops) if folder)
             output = root.diffs(video.id)
             jobs.append(Job(video.id, inputs, output, (crops, original_crops, output)))
-    settings = {"stage": Path(__file__).stem, "version": VERSION, "crops": str(args.crops_dir)}
+    settings = {"stage": Path(__file__).stem, "version": VERSION, "crops": str(root.crops_dir)}
 
     def sample(path: Path) -> Sample:
         fake = path.parent.name

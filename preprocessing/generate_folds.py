@@ -1,8 +1,10 @@
 """Stage 5: list all crops with their labels and folds.
 
-    python preprocessing/generate_folds.py --root-dir DATA_ROOT [--out FILE] [--n-splits 16] [--seed 777]
+    python preprocessing/generate_folds.py --root-dir DATA_ROOT [--crop KIND] [--out FILE] [--n-splits 16] [--seed 777]
 
-writes folds.csv with the columns video, file, label (1 = fake), original (for a real video, its own id), frame, fold.
+writes folds.csv (with --crop square: folds_square.csv) with the columns video, file, label (1 = fake), original (for a
+real video, its own id), frame, fold.
+
 Rows are shuffled with the seed. A fake and its original are in the same fold, unless an official split separates them.
 Of DFDC's originals, only those that some fake names are listed, as in the published code; --all-originals lists all.
 
@@ -31,9 +33,10 @@ from common.files import atomic_file, make_folder
 from common.outcome import Outcome, StageError
 from common.text import plural
 from preprocessing import stage
+from preprocessing.crops import MarginCrop
 from preprocessing.dataset import Dataset, Video
 from preprocessing.images import FaceImage, ImageError, list_images
-from preprocessing.layout import FOLDS_COLUMNS, FOLDS_CSV, crop_name
+from preprocessing.layout import FOLDS_COLUMNS, FOLDS_CSV, FOLDS_SQUARE_CSV, crop_name
 
 PARTS = 50
 N_SPLITS = 16
@@ -46,7 +49,7 @@ log = logging.getLogger(__name__)
 def get_args_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = stage.make_parser(__doc__)
-    parser.add_argument("--out", type=Path, help="CSV to write (default: DATA_ROOT/folds.csv)")
+    parser.add_argument("--out", type=Path, help="CSV to write (default: DATA_ROOT/folds.csv, or folds_square.csv)")
     parser.add_argument("--n-splits", type=cli.positive, default=N_SPLITS, help="number of folds")
     parser.add_argument(
         "--seed",
@@ -80,7 +83,8 @@ def main(args: argparse.Namespace) -> int:
         option = "" if len(videos) == len(dataset.videos) else ", or add --all-originals"
         raise StageError(f"{root.crops('')}: no crops of the listed videos. Run extract_crops.py{option}")
     shuffled = np.random.default_rng(args.seed).permutation(np.reshape(rows, (-1, 3)))
-    write_folds(args.out or args.root_dir / FOLDS_CSV, videos, folds, shuffled)
+    listed = FOLDS_CSV if args.crop.kind == MarginCrop.kind else FOLDS_SQUARE_CSV
+    write_folds(args.out or args.root_dir / listed, videos, folds, shuffled)
     print(format_contents([(folds[video.id], video.fake, outcomes[video.id]) for video in videos], args.n_splits))
     return stage.report(outcomes, "They have no crops: see the messages of extract_crops.py")
 

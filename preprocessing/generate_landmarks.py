@@ -1,6 +1,6 @@
 """Stage 3: detect the facial landmarks in the crops of the real videos.
 
-    python preprocessing/generate_landmarks.py --root-dir DATA_ROOT [--crops-dir crops] [--preview N]
+    python preprocessing/generate_landmarks.py --root-dir DATA_ROOT [--crop KIND] [--crops-dir DIR] [--preview N]
 
 writes DATA_ROOT/landmarks/<video>/<frame>_<face>.npy: int16 (5, 2), left eye, right eye, nose, left and right mouth
 corner, each (x, y) in pixels of the crop. There is no file for a crop in which the face is not found again. With
@@ -30,7 +30,8 @@ from common.outcome import Job, Outcome
 from preprocessing import stage
 from preprocessing.boxes import BoxesError, face_numbers, overlap, read_boxes
 from preprocessing.contact_sheet import LANDMARK_COLORS, Sample
-from preprocessing.crops import MarginCrop
+from preprocessing.crop_kinds import check_kind
+from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop
 from preprocessing.images import list_images, read_image
 from preprocessing.layout import CROP_SUFFIX, LANDMARKS, LANDMARKS_SUFFIX, landmarks_name
 
@@ -53,12 +54,13 @@ def main(args: argparse.Namespace) -> int:
     scale = None if args.detector_scale == "auto" else 1.0
     # Nearly every crop has a size of its own, so a GPU would process single small images. This was not measured.
     device = "cpu" if args.device == "auto" else args.device
+    check_kind(root.crops(""), args.crop)
     jobs = []
     for video in dataset.videos.values():
         if not video.fake:
             crops, boxes, output = root.crops(video.id), root.boxes(video.id), root.landmarks(video.id)
-            jobs.append(Job(video.id, (crops, boxes), output, (crops, boxes, output, scale, device)))
-    settings = {"stage": Path(__file__).stem, "version": VERSION, "crops": str(args.crops_dir), "scale": scale}
+            jobs.append(Job(video.id, (crops, boxes), output, (crops, boxes, output, scale, device, args.crop)))
+    settings = {"stage": Path(__file__).stem, "version": VERSION, "crops": str(root.crops_dir), "scale": scale}
 
     def sample(path: Path) -> Sample:
         clip = path.parent.name
@@ -72,7 +74,14 @@ def main(args: argparse.Namespace) -> int:
     )
 
 
-def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, device: str) -> Outcome:
+def landmarks(
+    crops: Path,
+    boxes_path: Path,
+    output: Path,
+    scale: float | None,
+    device: str,
+    rule: MarginCrop | SquareCrop = DEFAULT_CROP,
+) -> Outcome:
     """Write the landmarks of one clip's crops."""
     with no_garbage_collection():
         from preprocessing.faces import find_faces, get_detector  # loads PyTorch, which takes seconds
@@ -86,7 +95,7 @@ def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, 
         for frame, face, path in list_images(crops):
             if (frame, face) not in cropped:
                 raise BoxesError(boxes_path, f"has no box for {path}; delete {crops} and run extract_crops.py again")
-            points = face_points(find_faces(detector, [read_image(path)])[0], np.array(cropped[frame, face]))
+            points = face_points(find_faces(detector, [read_image(path)])[0], np.array(cropped[frame, face]), rule)
             if points is None:
                 without += 1
                 continue
@@ -96,7 +105,9 @@ def landmarks(crops: Path, boxes_path: Path, output: Path, scale: float | None, 
     return Outcome("ok" if found else "no_face", counts=counts)
 
 
-def face_points(faces: Sequence[Face], box: np.ndarray) -> np.ndarray | None:
+def face_points(
+    faces: Sequence[Face], box: np.ndarray, rule: MarginCrop | SquareCrop = DEFAULT_CROP
+) -> np.ndarray | None:
     """Return the landmarks, (5, 2) in pixels of the crop, of the face that was cropped.
 
     The crop may show several faces, and the one that was cropped need not be the largest.
@@ -104,8 +115,9 @@ def face_points(faces: Sequence[Face], box: np.ndarray) -> np.ndarray | None:
     Args:
         faces: faces detected in the crop.
         box: bounding box that the crop was made with, in pixels of the full frame.
+        rule: the window of a box that the crop was made with.
     """
-    corner = np.maximum(MarginCrop().window(box)[:2], 0)
+    corner = np.maximum(rule.window(box)[:2], 0)
     overlaps = [overlap(face.box, box - np.tile(corner, 2)) for face in faces]
     best = max(range(len(faces)), key=overlaps.__getitem__, default=None)
     return None if best is None or overlaps[best] < SAME_FACE else faces[best].points

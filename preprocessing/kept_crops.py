@@ -1,8 +1,8 @@
 """Crops that stage 1 keeps for stage 2, so that a real video is decoded once.
 
 Stage 1 has the frames and finds the boxes, so it can cut the crops, too. They wait in DATA_ROOT/progress/kept_crops/
-until stage 2 moves them to their place. They are valid for the clip and the boxes file that they were made from;
-without valid ones, stage 2 decodes the clip.
+until stage 2 moves them to their place. They are valid for the clip, the boxes file and the kind of crop that they were
+made from; without valid ones, stage 2 decodes the clip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from common.files import atomic_folder, read_regular_file, remove
 from common.journal import Stamp, stamp_of
 from preprocessing.boxes import Boxes, face_numbers
-from preprocessing.crops import cut_faces
+from preprocessing.crop_kinds import format_crop
+from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop, cut_faces
 from preprocessing.images import encode_image
 from preprocessing.layout import crop_name
 from preprocessing.video import Frame
@@ -28,16 +29,21 @@ MAX_BYTES = 64 * 2**20
 
 
 class KeptCrops:
-    """The crops of one clip as PNG files in memory; incomplete if they exceed MAX_BYTES."""
+    """The crops of one clip as PNG files in memory; incomplete if they exceed MAX_BYTES.
 
-    def __init__(self) -> None:
+    Args:
+        rule: the window of a box.
+    """
+
+    def __init__(self, rule: MarginCrop | SquareCrop = DEFAULT_CROP) -> None:
+        self.rule = rule
         self._files: dict[tuple[int, int], bytes] = {}
         self._size = 0
 
     def add(self, frame: Frame, boxes: list[list[float]]) -> None:
         """Cut the crops of a frame."""
         if self._size <= MAX_BYTES:
-            for index, crop in cut_faces(frame.image, list(enumerate(boxes))):
+            for index, crop in cut_faces(frame.image, list(enumerate(boxes)), rule=self.rule):
                 self._files[frame.index, index] = encode_image(crop)
                 self._size += len(self._files[frame.index, index])
 
@@ -52,9 +58,12 @@ class KeptCrops:
             (new / SOURCE).write_text(json.dumps(source))
 
 
-def source_of(clip: Stamp | None, boxes: Path, max_pixels: int) -> dict[str, Any]:
-    """Return what the crops of a clip depend on. `clip`: its stamp."""
-    return {"version": VERSION, "clip": clip, "boxes": stamp_of(boxes), "max_pixels": max_pixels}
+def source_of(
+    clip: Stamp | None, boxes: Path, max_pixels: int, rule: MarginCrop | SquareCrop = DEFAULT_CROP
+) -> dict[str, Any]:
+    """Return what the crops of a clip depend on. `clip`: its stamp; `rule`: the window of a box."""
+    source = {"version": VERSION, "clip": clip, "boxes": stamp_of(boxes), "max_pixels": max_pixels}
+    return {**source, "crop": format_crop(rule)}
 
 
 def take(folder: Path, source: dict[str, Any], output: Path) -> int | None:

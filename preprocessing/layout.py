@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BBOXES, CROPS, LANDMARKS, DIFFS, FOLDS_CSV = "bboxes", "crops", "landmarks", "diffs", "folds.csv"
+# The same for square crops (--crop square).
+CROPS_SQUARE, FOLDS_SQUARE_CSV = "crops_square", "folds_square.csv"
 COMPRESSED, IMAGES, PREVIEWS, PROGRESS = "compressed", "images", "previews", "progress"
 # Columns of folds.csv. label: 1 = fake. original: for a real video, its own id.
 FOLDS_COLUMNS = ("video", "file", "label", "original", "frame", "fold")

@@ -16,9 +16,11 @@ from common.outcome import Job, Outcome, StageError, Statuses
 from common.shards import WHOLE, add_shard_options, check_merge
 from common.text import abbreviate, plural
 from preprocessing.contact_sheet import Sample, draw_samples
+from preprocessing.crop_kinds import parse_crop
+from preprocessing.crops import MarginCrop
 from preprocessing.dataset import LAYOUTS, Dataset, read_dataset
 from preprocessing.detector_scale import parse_scale
-from preprocessing.layout import CROP_SUFFIX, CROPS, DataRoot
+from preprocessing.layout import CROP_SUFFIX, CROPS, CROPS_SQUARE, DataRoot
 from preprocessing.limits import MAX_PIXELS
 
 STATUSES = Statuses(done=frozenset({"ok", "no_face"}), skipped=frozenset({"no_original", "no_video"}))
@@ -32,7 +34,20 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--root-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset and the outputs")
     add("--layout", choices=("auto", *LAYOUTS), default="auto", help="layout of the dataset's files")
-    add("--crops-dir", type=Path, default=Path(CROPS), help="folder of the crops within DATA_ROOT")
+    add(
+        "--crop",
+        type=parse_crop,
+        default="margin",
+        metavar="KIND",
+        help="kind of crops: margin, for the winning solution's networks; square, for the embedded model; or "
+        "square:SIDE:CENTER, as in configurations",
+    )
+    add(
+        "--crops-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of the crops within DATA_ROOT (default: {CROPS}, or {CROPS_SQUARE} for square ones)",
+    )
     add("--no-dataset-report", action="store_true", help="do not list the dataset's problems")
     run = parser.add_argument_group("run")
     add = run.add_argument
@@ -58,7 +73,8 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 def data_root(args: argparse.Namespace) -> DataRoot:
     """Return the dataset's paths for a stage's arguments."""
-    return DataRoot(args.root_dir, args.crops_dir)
+    default = CROPS if args.crop.kind == MarginCrop.kind else CROPS_SQUARE
+    return DataRoot(args.root_dir, args.crops_dir or Path(default))
 
 
 def load_dataset(args: argparse.Namespace) -> Dataset:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from preprocessing.boxes import overlap
+from preprocessing.crops import SquareCrop
 from preprocessing.faces import Face
 from preprocessing.generate_landmarks import face_points
 
@@ -26,6 +27,14 @@ def test_landmarks_are_those_of_the_cropped_face():
 def test_crop_at_the_edge_of_the_frame_starts_at_0():
     larger, cropped = face(60, 0, 100, 150, 1), face(5, 3, 65, 93, 2)
     np.testing.assert_array_equal(face_points([larger, cropped], np.array([5.0, 3, 65, 93])), 2)
+
+
+def test_square_crops_start_elsewhere():
+    """This square starts at (100, 105)."""
+    box, rule = np.array([100.0, 90, 160, 180]), SquareCrop(side=60 / 90, center=0.5)
+    margin, square = face(20, 30, 80, 120, 1), face(0, -15, 60, 75, 2)
+    np.testing.assert_array_equal(face_points([margin, square], box, rule), 2)
+    np.testing.assert_array_equal(face_points([margin, square], box), 1)
 
 
 def test_overlap():

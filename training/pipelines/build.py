@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.allocator import keep_some_freed_memory
 from common.errors import UserError
+from preprocessing.crop_kinds import format_crop, recorded_crop
 from preprocessing.crops import MarginCrop, SquareCrop
 from preprocessing.layout import DIFFS, FOLDS_CSV, LANDMARKS
 from training.datasets.classifier_dataset import ClassifierDataset, ValidationDataset, collate
@@ -115,9 +116,10 @@ def build_training_dataset(args: argparse.Namespace, config: Config, masks: bool
     Raises:
         FoldsError: the list of crops cannot be used.
         OutputError: the folder of the cache cannot be written.
-        SetupError: the folder of the crops is missing.
+        SetupError: the folder of the crops is missing, or holds crops of another kind than the configuration's.
     """
     source = read_source(args)
+    check_kind(source, config.crop_spec())
     if args.cache_dir:
         cache = CropCache.open(args.cache_dir, source.root / source.crops_dir, source.crops, args.cache_gib)
         source = replace(source, cache=cache)
@@ -141,6 +143,25 @@ def read_source(args: argparse.Namespace) -> CropSource:
     if not folder.is_dir():
         raise SetupError(f"{folder}: no such folder. Run preprocessing/extract_crops.py, or check --crops-dir")
     return CropSource(args.data_dir, args.crops_dir, crops)
+
+
+def check_kind(source: CropSource, crop: MarginCrop | SquareCrop) -> bool:
+    """Check that the crops show the part of the frame that a network needs.
+
+    Returns:
+        Whether this is known: crops that preprocessing has not made have no record.
+
+    Raises:
+        SetupError: they show another part.
+    """
+    folder, needed = source.root / source.crops_dir, format_crop(crop)
+    recorded = recorded_crop(folder)
+    if recorded not in (None, needed):
+        raise SetupError(
+            f"{folder}: contains crops made with --crop {recorded}, but the network needs {needed}. Check --crops-dir, "
+            "or make others with extract_crops.py --crop"
+        )
+    return recorded is not None
 
 
 def build_validation_loader(

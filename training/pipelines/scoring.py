@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.device import device_errors
-from preprocessing.crops import MarginCrop
+from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop
 from training.datasets.classifier_dataset import ValidationDataset
 from training.datasets.crop_source import CropSource
 from training.datasets.folds import validation_rows
@@ -60,7 +60,7 @@ def read_fold(args: argparse.Namespace) -> Fold:
         CheckpointError: the checkpoint cannot be used.
         EvaluationError: --data-dir is missing, or the checkpoint needs a larger or otherwise different margin.
         FoldsError: the list of crops cannot be used, or has no crops to score.
-        SetupError: the folder of the crops is missing.
+        SetupError: the folder of the crops is missing, or holds crops of another kind than the checkpoint's.
     """
     if not args.data_dir:
         raise EvaluationError("--checkpoint: needs crops to score. Add --data-dir DATA_ROOT")
@@ -73,9 +73,10 @@ def read_fold(args: argparse.Namespace) -> Fold:
                 f"{args.checkpoint}: needs crops with a margin of {recipe.crop.margin:.3f}, which cannot be cut from "
                 f"crops with a margin of 1/{PADDING_PART}. Use predict_folder.py and evaluate.py --submission"
             )
-    else:
-        log.warning("%s: needs specially cut crops (%s). Check --crops-dir", args.checkpoint, recipe.crop)
     source = build.read_source(args)
+    is_square = isinstance(recipe.crop, SquareCrop)
+    if not build.check_kind(source, recipe.crop if is_square else DEFAULT_CROP) and is_square:
+        log.warning("%s: needs specially cut crops (%s). Check --crops-dir", args.checkpoint, recipe.crop)
     rows = validation_rows(source.crops, args.fold, args.public_validation, args.half)
     return Fold(network, recipe, source, rows, padding_part)
 

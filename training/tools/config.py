@@ -26,11 +26,11 @@ from pydantic_core import ErrorDetails
 
 from common.errors import UserError
 from common.text import shorten
-from preprocessing.crops import CROP_TYPES, MARGIN, MarginCrop, SquareCrop
+from preprocessing.crops import CROP_TYPES, MARGIN, RANGES, MarginCrop, SquareCrop
 from training.losses import GAMMA, LOSSES, MASK_LOSS
 from training.tools.optimizers import OPTIMIZERS
 from training.tools.published_config import translate
-from training.tools.recipe import CROPS, IMAGENET_MEAN, IMAGENET_STD, MEANS, SIZES, STDS, Recipe, check_size
+from training.tools.recipe import IMAGENET_MEAN, IMAGENET_STD, MEANS, SIZES, STDS, Recipe, check_size
 from training.tools.schedulers import SCHEDULES, Count, Schedule, schedule_class
 from training.zoo import ENCODERS, NETWORKS
 from training.zoo.unet import EfficientUnetClassifier
@@ -160,7 +160,7 @@ class MarginConfig(Section):
     """
 
     kind: Literal["margin"] = "margin"
-    margin: Annotated[float, within(CROPS["margin"]["margin"])] = MARGIN
+    margin: Annotated[float, within(RANGES["margin"]["margin"])] = MARGIN
 
 
 class SquareConfig(Section):
@@ -173,8 +173,8 @@ class SquareConfig(Section):
     """
 
     kind: Literal["square"] = "square"
-    side: Annotated[float, within(CROPS["square"]["side"])]
-    center: Annotated[float, within(CROPS["square"]["center"])]
+    side: Annotated[float, within(RANGES["square"]["side"])]
+    center: Annotated[float, within(RANGES["square"]["center"])]
 
 
 class AugmentationConfig(Section):

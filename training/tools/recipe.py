@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from preprocessing.crops import CROP_TYPES, MarginCrop, SquareCrop
+from preprocessing.crops import CROP_TYPES, RANGES, MarginCrop, SquareCrop
 from training.zoo import ENCODERS, NETWORKS
 from training.zoo.unet import EfficientUnetClassifier
 
@@ -25,11 +25,6 @@ SIZES = (32, 1024)
 # Mean and standard deviation of RGB values in 0 to 1. The input is at most 1/std, which must also fit float16.
 MEANS: Range = (0.0, 1.0)
 STDS: Range = (0.001, 10.0)
-# Parameters of the crops, in units of the bounding box. No face needs more of its surroundings.
-CROPS: dict[str, dict[str, Range]] = {
-    MarginCrop.kind: {"margin": (0.001, 10.0)},
-    SquareCrop.kind: {"side": (0.1, 10.0), "center": (-1.0, 2.0)},
-}
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ def check_size(network: str, size: int) -> None:
 
 def _crop(values: Any) -> MarginCrop | SquareCrop:
     kind = _one_of("crop.kind", _require_keys("crop", values, ["kind"])["kind"], CROP_TYPES)
-    ranges = CROPS[kind]
+    ranges = RANGES[kind]
     _require_keys("crop", values, list(ranges))
     unknown = [repr(key) for key in values if key not in ("kind", *ranges)]
     if unknown:
