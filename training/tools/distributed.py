@@ -152,7 +152,7 @@ class EqualSyncBatchNormAct2d(BatchNormAct2d):
         variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         # Summing rows that are zero in all other processes gathers the rows of all, also for the backward pass.
         own = torch.arange(world_size, device=x.device) == rank
-        means, variances = _AllReduce.apply(own[:, None, None] * torch.stack([mean, variance])).unbind(dim=1)
+        means, variances = sum_over_processes(own[:, None, None] * torch.stack([mean, variance])).unbind(dim=1)
         mean = means.mean(dim=0)
         variance = (variances + (means - mean) ** 2).mean(dim=0)
         count = world_size * x.numel() // x.shape[1]
@@ -171,15 +171,15 @@ class EqualSyncBatchNormAct2d(BatchNormAct2d):
         self.running_var.lerp_(variance, self.momentum)
 
 
-class _AllReduce(torch.autograd.Function):
-    """Sum over all processes, for values and gradients."""
+# As an operator of its own, because torch.compile in PyTorch 2.11 loses the gradient of an autograd.Function that calls
+# all_reduce.
+@torch.library.custom_op("dfdc::sum_over_processes", mutates_args=())
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes. Its gradient is summed, too."""
+    values = values.contiguous().clone()
+    torch.distributed.all_reduce(values)
+    return values
 
-    @staticmethod
-    def forward(context: Any, values: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-        return values
 
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        return _AllReduce.forward(None, gradient)
+sum_over_processes.register_fake(lambda values: torch.empty_like(values, memory_format=torch.contiguous_format))
+sum_over_processes.register_autograd(lambda _, gradient: sum_over_processes(gradient))
