@@ -39,6 +39,8 @@ def place_workers(device: str | None, workers: int | None) -> list[dict[str, str
         workers = max(1, sum(rooms.values()))
         log.info("worker processes: %d, which fit in the free GPU memory. --workers N starts another number", workers)
     names = os.environ.get(VISIBLE, "").split(",") if os.environ.get(VISIBLE) else list(map(str, range(len(memory))))
+    if len(names) != len(memory):  # another variable selects among them
+        return [{} for _ in range(workers or available_cores())]
     environments = []
     for _ in range(workers or available_cores()):
         gpu = max(rooms, key=rooms.__getitem__)

@@ -91,9 +91,9 @@ class OpenVinoClassifier:
         """Compile the models of the parts. Return what is wrong with them or their logits of images, if anything is."""
         try:
             self._compile(models, precisions)
+            difference = float((self(images) - expected).abs().max())
         except RuntimeError as error:
-            return f"cannot be compiled ({str(error).strip().splitlines()[-1]})"
-        difference = float((self(images) - expected).abs().max())
+            return f"cannot be run ({str(error).strip().splitlines()[-1]})"
         is_close = difference <= tolerance  # and not NaN
         return "" if is_close else f"the logits differ from PyTorch's by {difference:.2g}"
 

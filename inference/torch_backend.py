@@ -53,6 +53,10 @@ class TorchClassifier:
         if not self.compiled_batch:
             return self.forward(images)[:, 0].float()
         missing = self.compiled_batch - count
+        if missing < 0:
+            raise ValueError(
+                f"{count} images exceed the batch of {self.compiled_batch} that the network is compiled for"
+            )
         padded = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
         # A copy, because the next run of a CUDA graph overwrites its output.
         return self.forward(padded)[:count, 0].float().clone()

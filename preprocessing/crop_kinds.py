@@ -19,6 +19,8 @@ from preprocessing.crops import DEFAULT_CROP, RANGES, MarginCrop, SquareCrop
 KINDS: dict[str, MarginCrop | SquareCrop] = {"margin": DEFAULT_CROP, "square": SquareCrop(side=0.84, center=0.56)}
 # The stage that makes the crops, as progress files name it.
 STAGE = "extract_crops"
+# Increases when crops change.
+VERSION = 1
 
 
 def parse_crop(text: str) -> MarginCrop | SquareCrop:

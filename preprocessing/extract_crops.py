@@ -32,7 +32,7 @@ from common.text import plural
 from preprocessing import kept_crops, stage
 from preprocessing.boxes import Boxes, face_numbers, read_boxes
 from preprocessing.contact_sheet import Sample
-from preprocessing.crop_kinds import STAGE, check_kind, crop_settings
+from preprocessing.crop_kinds import STAGE, VERSION, check_kind, crop_settings
 from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop, cut_faces
 from preprocessing.dataset import Dataset
 from preprocessing.frame_matching import match_frames, matching_times
@@ -40,7 +40,6 @@ from preprocessing.images import encode_image, read_image
 from preprocessing.layout import FRAME_STEP, DataRoot, crop_name
 from preprocessing.video import MAX_PIXELS, Clip, VideoError, iter_frames
 
-VERSION = 1
 # Frame rates that differ by at most this fraction count as equal.
 SAME_RATE = 0.01
 

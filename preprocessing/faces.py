@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import chain, groupby, repeat
 from typing import NamedTuple
 
@@ -66,6 +67,8 @@ class FaceDetector:
         self._map: Callable = one_core_threads(self.threads).map if self.device.type == "cpu" else map
         # Without a stream of its own, detection on a GPU would wait for the classifiers.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self._stream:  # the networks' weights are prepared in the current stream
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def shrink(self, image: np.ndarray) -> np.ndarray:
         """Return the detector's input for a frame (height, width, 3) uint8: resized with an antialiased bicubic filter.
@@ -102,7 +105,8 @@ class FaceDetector:
         """Detect faces in inputs of one size; `ratio` (x, y) converts coordinates to pixels of the full frame."""
         if min(batch.shape[1:3]) < MIN_FACE:
             return [[] for _ in batch]
-        with torch.cuda.stream(self._stream):
+        # On a CPU, torch.cuda.stream(None) would still initialize CUDA where there is a GPU.
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             detections = self.mtcnn.detect(batch)
         return [
             [

@@ -14,14 +14,12 @@ from typing import Any
 from common.files import atomic_folder, read_regular_file, remove
 from common.journal import Stamp, stamp_of
 from preprocessing.boxes import Boxes, face_numbers
-from preprocessing.crop_kinds import format_crop
+from preprocessing.crop_kinds import VERSION, format_crop
 from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop, cut_faces
 from preprocessing.images import encode_image
 from preprocessing.layout import crop_name
 from preprocessing.video import Frame
 
-# Increases when crops change.
-VERSION = 1
 # File that says what the crops beside it were made from.
 SOURCE = "source.json"
 # Size of the crops of a clip that are kept, in bytes. More are made by long clips, for which memory would not suffice.

@@ -92,3 +92,9 @@ def test_gpu_equals_cpu(face_video: Path):
     for on_gpu, on_cpu in zip(FaceDetector(device="cuda").detect(frames), FaceDetector().detect(frames), strict=True):
         assert len(on_gpu) == len(on_cpu)
         np.testing.assert_allclose(on_gpu[0].box, on_cpu[0].box, atol=1)
+
+
+def test_detects_on_a_machine_whose_accelerator_is_not_cuda(monkeypatch: pytest.MonkeyPatch):
+    """On such machines, `torch.cuda.stream` asks for the current device of an Apple GPU, which has none."""
+    monkeypatch.setattr("torch._utils._get_available_device_type", lambda: "mps")
+    assert len(FaceDetector().detect([astronaut()[:300, 100:400]])[0]) == 1

@@ -163,6 +163,16 @@ def test_full_disk(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     check(open_source(root))
 
 
+def test_unusable_file(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Crops are decoded, and one warning names the file."""
+    source = open_source(root)
+    assert source.cache is not None
+    file = source.cache.base.with_suffix(".data")
+    file.mkdir()
+    check(source)
+    assert caplog.text.count(str(file)) == 1
+
+
 def test_unusable_folder(root: Path) -> None:
     (root / "cache").write_bytes(b"")
     with pytest.raises(OutputError, match=str(root / "cache")):

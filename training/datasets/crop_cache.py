@@ -67,6 +67,7 @@ class CropCache:
     max_bytes: int
     _files: tuple[int, int] = field(default=(-1, -1), repr=False)
     _process: int = 0
+    _unusable: bool = False
 
     @classmethod
     def open(cls, folder: Path, folder_of_crops: Path, crops: Crops, gib: float | None) -> CropCache:
@@ -86,9 +87,17 @@ class CropCache:
         """Return the crop of a row, from the cache or from its file. Raises ImageError."""
         try:
             facts = path.stat()
+        except OSError:  # read_image says what is wrong
+            return read_image(path)
+        if self._unusable:
+            return read_image(path)
+        try:
             data, index = self._open()
             image = _find(data, index, row, facts)
-        except OSError:  # also a missing crop: read_image names it
+        except OSError as error:
+            file, reason = self.base.with_suffix(".data"), error.strerror
+            log.warning("%s: cannot be used (%s). Delete it, or choose another --cache-dir", file, reason)
+            self._unusable = True
             return read_image(path)
         if image is None:
             image = read_image(path)
