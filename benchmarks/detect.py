@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from facenet_pytorch import MTCNN
 
-from benchmarks.processes import ProgramError
+from benchmarks.processes import run_module
 from benchmarks.results import Stage, add_json_option, stage_table, write_json
 from common import cli
 from common.allocator import keep_freed_memory
@@ -81,11 +79,7 @@ def main(args: argparse.Namespace) -> int:
 def run_in_process(side: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one side in its own process and return seconds and boxes by clip."""
     options = ["--videos", args.videos, "--frames", args.frames, "--device", args.device]
-    command = [sys.executable, "-m", "benchmarks.detect", "--run", side, *map(str, options)]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if finished.returncode:
-        raise ProgramError(f"benchmarks.detect --run {side}: failed with exit status {finished.returncode}")
-    return json.loads(finished.stdout.splitlines()[-1])
+    return run_module("benchmarks.detect", "--run", side, *options)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

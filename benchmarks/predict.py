@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,7 +27,7 @@ from PIL import Image
 
 from benchmarks.limits import count_flops, decode_seconds, matmul_rate
 from benchmarks.models import add_models_option, find_models
-from benchmarks.processes import ProgramError
+from benchmarks.processes import run_module
 from benchmarks.results import Stage, add_json_option, stage_table, write_json
 from common import cli
 from common.allocator import keep_freed_memory
@@ -84,11 +82,7 @@ def run_in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one side in its own process and return its result."""
     options = ["--videos", args.videos, "--precision", args.precision, "--device", args.device]
     options += ["--backend", args.backend]
-    command = ["-m", "benchmarks.predict", "--run", name, *options, "--models", *args.models]
-    finished = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
-    if finished.returncode:
-        raise ProgramError(f"benchmarks.predict --run {name}: failed with exit status {finished.returncode}")
-    return json.loads(finished.stdout.splitlines()[-1])
+    return run_module("benchmarks.predict", "--run", name, *options, "--models", *args.models)
 
 
 def report(path: Path | None, theirs: dict[str, Any], mine: dict[str, Any]) -> None:

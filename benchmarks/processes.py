@@ -1,13 +1,14 @@
-"""Run a Python program in its own process and measure its time and memory."""
+"""Run a Python program in its own process, for its result or to measure its time and memory."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 
@@ -37,3 +38,12 @@ def measure(*arguments: str | Path) -> Usage:
         raise ProgramError(f"{' '.join(command)}: failed with exit status {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Usage(seconds, usage.ru_maxrss * unit)
+
+
+def run_module(module: str, *arguments: str | Path | float) -> Any:
+    """Run `python -m MODULE ARGUMENTS...` and return its last line of output, which is JSON. Raises ProgramError."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if finished.returncode:
+        raise ProgramError(f"{' '.join(command)}: failed with exit status {finished.returncode}")
+    return json.loads(finished.stdout.splitlines()[-1])

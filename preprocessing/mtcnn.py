@@ -143,8 +143,8 @@ class Mtcnn:
         # The probability is computed where the difference of the logits is large enough, give or take rounding.
         threshold = self.thresholds[0]
         is_likely = outputs[..., 1] - outputs[..., 0] > math.log(threshold / (1 - threshold)) - 1e-3
-        frames, places = (indices.cpu() for indices in is_likely.nonzero(as_tuple=True))
-        likely = outputs[is_likely].cpu()
+        indices = is_likely.nonzero(as_tuple=True)
+        frames, places, likely = (values.cpu() for values in (*indices, outputs[indices]))
         probabilities = likely[:, :2].softmax(1)[:, 1].numpy()
         boxes, numbers = windows(places.numpy(), levels)
         accepted = probabilities >= np.float32(threshold)
