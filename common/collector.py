@@ -1,7 +1,4 @@
-"""When Python looks for garbage.
-
-It visits all objects, and a program that has imported PyTorch has a million of them.
-"""
+"""Control of Python's garbage collection, which visits all objects: a million after importing PyTorch."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Do not look for garbage in the block, or in a decorated function, which imports libraries.
+    """Disable garbage collection in the block or the decorated function.
 
-    That creates many objects, but little garbage.
+    This is for importing libraries, which creates many objects but little garbage.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -26,5 +23,5 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def forget_garbage() -> None:
-    """Leave all garbage to the end of the process, before which Python would look for it several times."""
+    """Exempt all objects from garbage collection before the exit, during which Python would visit them several times."""
     gc.freeze()

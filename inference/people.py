@@ -31,7 +31,7 @@ HISTORY, MAX_EXTRAPOLATION = 5, 3.0
 MAX_MISSED = 8
 # Cost of a link that is not possible: more than all others together.
 IMPOSSIBLE = 1e6
-# With at most so many faces in a frame, all pairings are tried, which is faster than importing SciPy.
+# Up to this many faces per frame, all pairings are tried, which is faster than importing SciPy.
 FEW = 3
 # A person seen in fewer sampled frames does not decide the score of a video: false detections are that short, and the
 # highest of many single scores says more about their number than about any person.

@@ -22,7 +22,7 @@ from preprocessing.video import Frame
 
 # File that says what the crops beside it were made from.
 SOURCE = "source.json"
-# Size of the crops of a clip that are kept, in bytes. More are made by long clips, for which memory would not suffice.
+# Limit of a clip's crops in bytes. They are held in memory, and those of a long clip could take too much of it.
 MAX_BYTES = 64 * 2**20
 
 
