@@ -23,5 +23,5 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def forget_garbage() -> None:
-    """Exempt all objects from garbage collection before the exit, during which Python would visit them several times."""
+    """Exempt all objects from garbage collection, before an exit that would visit them several times."""
     gc.freeze()
