@@ -131,7 +131,10 @@ class Ensemble:
             key = recipe.crop, recipe.size, recipe.mean, recipe.std
             if key not in normalized:
                 normalized[key] = recipe.normalize(pixels[CropSpec(recipe.crop, recipe.size)])
-            rows.append(classifier(normalized[key]))
+            logits = classifier(normalized[key])
+            if recipe.flip:
+                logits = (logits + classifier(normalized[key].flip(3))) / 2
+            rows.append(logits)
         return torch.stack(rows)
 
     @torch.inference_mode()

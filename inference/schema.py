@@ -41,7 +41,7 @@ class Model(Line):
     name: Annotated[str, Field(description="name in `scores`")]
     file: Annotated[str, Field(description="path")]
     sha256: Annotated[Sha256, Field(description="SHA-256 of the file")]
-    recipe: Annotated[dict[str, Any], Field(description="network, encoder and how the input is prepared")]
+    recipe: Annotated[dict[str, Any], Field(description="network, encoder, and how crops are prepared and scored")]
 
 
 class VerdictBands(Line):

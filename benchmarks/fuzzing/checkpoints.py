@@ -195,6 +195,7 @@ class CheckpointTarget(Target):
         [recipe], [spec] = ensemble.recipes, ensemble.crop_specs
         numbers = (*recipe.mean, *recipe.std, recipe.size, *vars(recipe.crop).values())
         expect(all(type(number) in (int, float) and math.isfinite(number) for number in numbers), f"{recipe}")
+        expect(type(recipe.flip) is bool, f"flip {recipe.flip!r}")
         window = spec.rule.window(np.array([10, 10, 1000, 1000]))
         expect(all(abs(side) < 10**6 for side in window), f"a window of {window}")
         if recipe.size > 400:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit, logit
 from skimage.data import astronaut
 
 from common.device import DeviceError, choose_device, choose_precision
@@ -43,6 +45,14 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = golden.fill(build_network("DeepFakeClassifier", LITE0.encoder)).state_dict()
     save_checkpoint(path, state, LITE0)
     return path
+
+
+@pytest.fixture(scope="module")
+def flipped(lite0: Path) -> Path:
+    """The network of `lite0`, with flip averaging."""
+    network, recipe = load_network(lite0)
+    save_checkpoint(lite0.with_name("flipped.pt"), network.state_dict(), replace(recipe, flip=True))
+    return lite0.with_name("flipped.pt")
 
 
 def plain_scores(checkpoint: Path, normalized: torch.Tensor) -> np.ndarray:
@@ -81,6 +91,20 @@ def test_networks_with_different_inputs(lite0: Path, b7: Path, crops: np.ndarray
     np.testing.assert_allclose(scores[:, :1], plain_scores(lite0, normalized_lite0(small_crops)), atol=ROUNDING)
     np.testing.assert_allclose(scores[:, 2], scores[:, 0], atol=ROUNDING)
     np.testing.assert_allclose(scores[:3, 1:2], plain_scores(b7, golden.crops()), atol=ROUNDING)
+
+
+def test_flip_averages_the_logits_of_a_crop_and_its_mirror_image(lite0: Path, flipped: Path, small_crops: np.ndarray):
+    """The other networks of an ensemble, which share their input, are not affected."""
+    ensemble = Ensemble([flipped, lite0], "cpu", "float32")
+    assert ensemble.crop_specs == [LITE0_SPEC]
+    scores = ensemble.score({LITE0_SPEC: small_crops})
+    crop_scores, mirror_scores = (
+        plain_scores(lite0, normalized_lite0(images)) for images in (small_crops, small_crops[:, :, ::-1].copy())
+    )
+    expected = expit((logit(crop_scores) + logit(mirror_scores)) / 2)
+    assert np.abs(expected - crop_scores).max() > 10 * ROUNDING
+    np.testing.assert_allclose(scores[:, :1], expected, atol=ROUNDING)
+    assert np.array_equal(scores[:, 1:], Ensemble([lite0], "cpu", "float32").score({LITE0_SPEC: small_crops}))
 
 
 def unet(path: Path, size: int) -> Path:
@@ -137,8 +161,8 @@ def test_starting_a_batch_does_not_wait_for_the_gpu(lite0: Path, small_crops: np
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_compiled_scores_equal_eager_scores(lite0: Path, small_crops: np.ndarray, precision: str):
-    eager, compiled = (Ensemble([lite0, lite0], "cuda", precision, 4, backend) for backend in BACKENDS[:2])
+def test_compiled_scores_equal_eager_scores(lite0: Path, flipped: Path, small_crops: np.ndarray, precision: str):
+    eager, compiled = (Ensemble([lite0, flipped], "cuda", precision, 4, backend) for backend in BACKENDS[:2])
     for images in (small_crops[:4], small_crops[4:], small_crops[1:4]):  # warm-up, recording and replay of the graph
         crops = {LITE0_SPEC: images}
         np.testing.assert_allclose(compiled.score(crops), eager.score(crops), atol=0.01)

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from inference.ensemble import Ensemble
 from inference.loading import DEFAULT_MODEL
 from tests.support import golden, programs
 from tests.support.details import read_header, read_records
-from training.tools.checkpoint import Recipe, save_checkpoint
+from training.tools.checkpoint import Recipe, load_network, save_checkpoint
 from training.zoo import NETWORKS, build_network
 
 pytest.importorskip("openvino")
@@ -91,6 +93,19 @@ def test_every_network_is_supported(tmp_path: Path, crops: np.ndarray, network: 
     save_checkpoint(path, state, Recipe(network, "tf_efficientnet_lite0", 64))
     expected = scores(load("torch", path=path), crops)
     np.testing.assert_allclose(scores(load(path=path), crops), expected, atol=ROUNDING)
+
+
+def test_flip_averages_the_logits_of_a_crop_and_its_mirror_image(tmp_path: Path, crops: np.ndarray) -> None:
+    network, recipe = load_network(DEFAULT_MODEL)
+    save_checkpoint(tmp_path / "flipped.pt", network.state_dict(), replace(recipe, flip=True))
+    crops = np.stack([cv2.resize(crop, (recipe.size, recipe.size)) for crop in crops])
+    with torch.inference_mode():
+        logits, mirrored = (
+            network(recipe.normalize(torch.from_numpy(images))) for images in (crops, crops[:, :, ::-1].copy())
+        )
+    expected = ((logits + mirrored) / 2).sigmoid().numpy()
+    assert np.abs(expected - logits.sigmoid().numpy()).max() > 10 * ROUNDING
+    np.testing.assert_allclose(scores(load(path=tmp_path / "flipped.pt"), crops), expected, atol=ROUNDING)
 
 
 def test_conversions_are_cached(cache: Path, crops: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

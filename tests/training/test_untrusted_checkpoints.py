@@ -59,6 +59,7 @@ UNUSABLE_RECIPES: list[tuple[str, Any]] = [
     *(("crop.center", {**SQUARE, "center": bad}) for bad in (math.nan, math.inf, -1e9, 1e9, -HUGE, "top", True)),
     *(("crop.kind", {**MARGIN, "kind": kind}) for kind in ("hexagon", None, 3, ["margin"], {})),
     *(("crop", crop) for crop in (None, "margin", 3, [MARGIN], {}, {"kind": "margin"}, {**MARGIN, "side": 1})),
+    *(("flip", flip) for flip in (None, 0, 1, 1.0, "true", [True], {})),
     *(("network", name) for name in ("ResNet", None, 3, ["DeepFakeClassifier"], {})),
     *(("encoder", name) for name in ("vgg", "", None, 3, ["tf_efficientnet_lite0"], "x" * 10_000)),
 ]
@@ -96,12 +97,20 @@ def test_size_that_a_decoder_cannot_use(tmp_path: Path) -> None:
         LITE0,
         Recipe("EfficientUnetClassifier", size=1024, crop=SquareCrop(0.1, -1)),
         Recipe(size=33, mean=(0, 1, 0.5), std=(0.001, 10, 1), crop=MarginCrop(0.001)),
+        Recipe(flip=True),
     ],
 )
 def test_usable_recipes_are_kept(recipe: Recipe) -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     values = {**recipe.to_dict(), "mean": list(recipe.mean), "std": list(map(np.float64, recipe.std)), "later": 1}
     assert Recipe.from_dict(values) == recipe
+
+
+def test_recipe_of_an_earlier_version() -> None:
+    """It has neither verdict bands nor flip averaging."""
+    values = {key: value for key, value in LITE0.to_dict().items() if key not in ("bands", "flip")}
+    assert Recipe.from_dict(values) == LITE0
+    assert (LITE0.bands, LITE0.flip) == (None, False)
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def score_crops(
 
     Args:
         network: set to evaluation mode in place.
-        recipe: the network's input.
+        recipe: the network's input, and whether to average over flips.
         batches: batches of this process.
         dist: this process and its device.
         amp_dtype: AMP dtype; None for float32.
@@ -317,7 +317,7 @@ def score_crops(
         broken += len(batch.broken)
         if len(batch.rows):
             images = batch.images.to(dist.device, non_blocking=True)
-            logits.append(forward(network, recipe, images, amp_dtype)[0])
+            logits.append(_logits(network, recipe, images, amp_dtype))
             rows.append(batch.rows.numpy())
     scores = torch.cat(logits).cpu().double().sigmoid().numpy()  # at the end, so that no batch waits for a GPU
     parts = dist.all_gather((np.concatenate(rows), scores, broken))
@@ -331,6 +331,12 @@ def score_crops(
         remedy = "Use an earlier checkpoint" + ("" if amp_dtype is None else ", or --opt-level O0")
         raise TrainingError(f"validation: scores are not finite. {remedy}")
     return all_rows, all_scores
+
+
+def _logits(network: nn.Module, recipe: Recipe, images: torch.Tensor, amp_dtype: torch.dtype | None) -> torch.Tensor:
+    """Return the logits (n,) of uint8 images (n, size, size, 3) as `inference.ensemble.Ensemble` computes them."""
+    logits, _ = forward(network, recipe, images, amp_dtype)
+    return (logits + forward(network, recipe, images.flip(2), amp_dtype)[0]) / 2 if recipe.flip else logits
 
 
 def _sync_gradients(model: Callable, last: bool) -> contextlib.AbstractContextManager:

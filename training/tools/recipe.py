@@ -1,4 +1,4 @@
-"""The recipe of a checkpoint: its network, and how the network's input is made from a frame.
+"""The recipe of a checkpoint: its network, how its input is made from a frame, and how a crop is scored.
 
 A checkpoint may come from anyone, so every value of its recipe is checked. Configurations have the same ranges.
 """
@@ -25,6 +25,8 @@ SIZES = (32, 1024)
 # Mean and standard deviation of RGB values in 0 to 1. The input is at most 1/std, which must also fit float16.
 MEANS: Range = (0.0, 1.0)
 STDS: Range = (0.001, 10.0)
+# Keys that checkpoints of earlier versions lack.
+OPTIONAL = ("bands", "flip")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Recipe:
         std: standard deviation of the RGB channels in 0 to 1, for normalization.
         crop: the part of the frame around a face.
         bands: verdicts by score; None if the checkpoint is not calibrated.
+        flip: flip averaging: a crop's logit is the mean of the logits of the crop and its mirror image.
     """
 
     network: str = "DeepFakeClassifier"
@@ -68,6 +71,7 @@ class Recipe:
     std: tuple[float, float, float] = IMAGENET_STD
     crop: MarginCrop | SquareCrop = field(default_factory=MarginCrop)
     bands: Bands | None = None
+    flip: bool = False
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Normalize uint8 (n, size, size, 3) to float32 (n, 3, size, size) in channels-last memory format."""
@@ -81,7 +85,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Any) -> Recipe:
         """Make a recipe from the result of `to_dict`. Raises ValueError, which names the key, if it is not one."""
-        values = _require_keys("recipe", values, [field.name for field in fields(cls) if field.name != "bands"])
+        values = _require_keys("recipe", values, [field.name for field in fields(cls) if field.name not in OPTIONAL])
         recipe = cls(
             network=_one_of("network", values["network"], NETWORKS),
             encoder=_one_of("encoder", values["encoder"], ENCODERS),
@@ -90,6 +94,7 @@ class Recipe:
             std=_channels("std", values["std"], STDS),
             crop=_crop(values["crop"]),
             bands=_bands(values.get("bands")),
+            flip=_boolean("flip", values.get("flip", False)),
         )
         check_size(recipe.network, recipe.size)
         return recipe
@@ -117,7 +122,7 @@ def _crop(values: Any) -> MarginCrop | SquareCrop:
 
 
 def _bands(values: Any) -> Bands | None:
-    if values is None:  # also in checkpoints of earlier versions
+    if values is None:
         return None
     values = _require_keys("bands", values, [field.name for field in fields(Bands)])
     real, fake, error = (_number(f"bands.{key}", values[key], (0, 1)) for key in ("real", "fake", "error"))
@@ -145,6 +150,12 @@ def _integer(key: str, value: Any, bounds: tuple[int, int]) -> int:
     low, high = bounds
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{key}: {reprlib.repr(value)} is not an integer from {low} to {high}")
+    return value
+
+
+def _boolean(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key}: {reprlib.repr(value)} is not true or false")
     return value
 
 
