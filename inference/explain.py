@@ -111,7 +111,7 @@ class Explainer:
         resized = resize_longer_side(crop, recipe.size)
         square = torch.from_numpy(center_in_square(resized, recipe.size)).to(self.device)
         with device_errors(REMEDY):
-            evidence = grad_cam(network, recipe.normalize(square[None]))[0].cpu().numpy()
+            evidence = grad_cam(network, recipe.normalize(square[None]), recipe.flip)[0].cpu().numpy()
         # Cells are taken to divide the square evenly. Because of asymmetric padding, their nominal receptive fields are
         # centered half a cell farther to the bottom right, but a trained network's gradients are not.
         heat = cv2.resize(evidence, (recipe.size, recipe.size), interpolation=cv2.INTER_LINEAR)
@@ -120,16 +120,26 @@ class Explainer:
         return cv2.resize(heat[top : top + rows, left : left + columns], (width, height))
 
 
-def grad_cam(network: DeepFakeClassifier, images: torch.Tensor) -> torch.Tensor:
+def grad_cam(network: DeepFakeClassifier, images: torch.Tensor, flip: bool = False) -> torch.Tensor:
     """Return the evidence for "fake" in the cells of a network's last feature map.
 
     Args:
         network: in evaluation mode, with parameters that need no gradient.
         images: normalized images (n, 3, height, width).
+        flip: explain the mean of the logits of the images and their mirror images.
 
     Returns:
         (n, rows, columns), scaled to a maximum of 1 per image; zeros if no cell speaks for "fake".
     """
+    evidence = _evidence(network, images)
+    if flip:  # before negative evidence is removed, because the evidence of both adds up to the logit
+        evidence = evidence + _evidence(network, images.flip(3)).flip(2)
+    evidence = evidence.relu().nan_to_num(posinf=0)
+    return evidence / evidence.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(evidence.dtype).tiny)
+
+
+def _evidence(network: DeepFakeClassifier, images: torch.Tensor) -> torch.Tensor:
+    """Return the evidence for (positive) and against "fake" in the cells of the last feature map."""
     kept: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: tuple, features: torch.Tensor) -> torch.Tensor:
@@ -145,8 +155,7 @@ def grad_cam(network: DeepFakeClassifier, images: torch.Tensor) -> torch.Tensor:
     logits = output[0] if isinstance(output, tuple) else output  # (logits, mask logits)
     (gradient,) = torch.autograd.grad(logits.sum(), kept)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
-    evidence = (weights * kept[0].detach()).sum(dim=1).relu().nan_to_num(posinf=0)
-    return evidence / evidence.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(evidence.dtype).tiny)
+    return (weights * kept[0].detach()).sum(dim=1)
 
 
 def _inside(window: Window, frame: np.ndarray) -> Window:

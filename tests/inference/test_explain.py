@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -52,6 +53,14 @@ class Brightness(nn.Module):
         return self.encoder(images).mean(dim=(2, 3))
 
 
+class LeftHalf(Brightness):
+    """A network that sees only the left half of its input."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        width = images.shape[3]
+        return super().forward(images * (torch.arange(width) < width / 2))
+
+
 def brightness(*crops: MarginCrop | SquareCrop, size: int = 160) -> Explainer:
     """An explainer whose networks see bright pixels in these crops."""
     explainer = Explainer([])
@@ -90,6 +99,26 @@ def test_grad_cam_of_an_average_pooling_network_is_cam() -> None:
     assert (expected.amax(dim=(1, 2)) > 0).sum() == 2  # nothing speaks for "fake" in the third crop
     expected /= expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
     torch.testing.assert_close(grad_cam(network.requires_grad_(False), images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flip_explains_the_mean_logit() -> None:
+    """With average pooling, evidence (CAM) plus bias adds up to the logit, also that of the mean of two passes."""
+    network, _ = load_network(DEFAULT)
+    network.requires_grad_(False)
+    images = golden.crops()[:, :, :160, :160]
+    parts = [
+        (network.fc.weight[0, :, None, None] * network.encoder.forward_features(pixels)).sum(dim=1)
+        for pixels in (images, images.flip(3))
+    ]
+    evidence = (parts[0] + parts[1].flip(2)) / 2
+    logits = (network(images) + network(images.flip(3)))[:, 0] / 2
+    torch.testing.assert_close(evidence.mean(dim=(1, 2)) + network.fc.bias, logits)
+    expected = evidence.relu()
+    assert (expected.amax(dim=(1, 2)) > 0).sum() >= 2
+    expected /= expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    found = grad_cam(network, images, flip=True)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(grad_cam(network, images.flip(3), flip=True), found.flip(2), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -158,6 +187,19 @@ def test_heat_lies_where_the_evidence_is(crop: MarginCrop | SquareCrop, box: Seq
             assert heat.shape == visible.shape[:2]
             assert heat.max() == 1
             assert np.abs(center_of(heat) + np.array([left - x, top - y])).max() < 0.5 * cell
+
+
+@pytest.mark.parametrize("crop", [SQUARE, MarginCrop()])
+def test_flip_shows_evidence_of_the_mirror_image_where_it_lies_in_the_frame(crop: MarginCrop | SquareCrop) -> None:
+    """A network that sees only the left half of its input sees the right half of a face in the mirror image."""
+    explainer, box, (x, y) = Explainer([]), (200, 150, 280, 300), (270, 200)
+    recipe = Recipe(size=160, mean=(0.0,) * 3, std=(1.0,) * 3, crop=crop)
+    frame = spot(480, 640, x, y, 8)
+    explainer.networks = [(LeftHalf(), recipe)]  # type: ignore[list-item]
+    assert not explainer.heat(frame, box).any()
+    explainer.networks = [(LeftHalf(), replace(recipe, flip=True))]  # type: ignore[list-item]
+    left, top, *_ = explainer.window(box)
+    assert np.abs(center_of(explainer.heat(frame, box)) - (x - left, y - top)).max() < 8
 
 
 def test_evidence_in_a_corner_of_the_frame() -> None:
