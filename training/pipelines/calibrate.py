@@ -9,6 +9,9 @@ has float16 weights and none of the state that resumes training.
 
 The new checkpoint also stores verdict bands: the scores up to which a face is likely real and from which it is likely
 fake, with at most 5 % of each class on the wrong side. --bands-only adds them to a checkpoint without changing scores.
+
+With --flip, the new checkpoint uses flip averaging, in calibration and in prediction, which then takes two forward
+passes per crop.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--bands-only", action="store_true", help="add verdict bands and leave the scores as they are")
+    parser.add_argument("--flip", action="store_true", help="average the logits of each crop and its mirror image")
     add_data_arguments(parser)
     parser.set_defaults(half=HALVES[0])
     return parser
@@ -41,6 +45,8 @@ def main(args: argparse.Namespace) -> int:
     """Write the calibrated checkpoint. Return the exit status."""
     if args.output.resolve() == args.checkpoint.resolve():
         raise UserError(f"--output {args.output}: would overwrite the checkpoint to calibrate. Choose another name")
+    if args.flip and args.bands_only:
+        raise UserError("--flip: would change the scores, which --bands-only keeps. Use one of them")
     make_folder(args.output.parent)
 
     from training.pipelines.calibration import calibrate  # loads PyTorch and scikit-learn, which takes seconds

@@ -36,6 +36,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         with --bands-only); and the recipe's `bands`.
     """
     fold = read_fold(args)
+    if args.flip:
+        fold = fold._replace(recipe=replace(fold.recipe, flip=True))
     rows, scores = score_fold(args, fold)
     scores, fake = np.clip(scores, EPS, 1 - EPS), fold.source.crops.fake[rows]
     if args.bands_only:

@@ -1,0 +1,141 @@
+"""Flip averaging: validation, calibration and prediction use the mean logit of a crop and its mirror image."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+from skimage.data import astronaut
+
+from preprocessing import sample_clips
+from preprocessing.images import encode_image
+from tests.support import face_crops, programs
+from tests.support.details import read_header, read_records
+from tests.support.learners import make_learner, random_batch
+from training.datasets.folds import half_of
+from training.pipelines.calibration import fit_platt
+from training.pipelines.engine import score_crops
+from training.tools.checkpoint import load_network, read_checkpoint, save_checkpoint
+from training.tools.config import read_config
+
+DEFAULT = face_crops.ROOT / "weights/default_lite0.pt"
+
+
+def test_validation_averages_logits(tmp_path: Path) -> None:
+    config = read_config(face_crops.config(tmp_path, optimizer__batch_size=4))
+    learner, batch = make_learner(config, torch.device("cpu")), random_batch(config)
+    rows, scores = score_crops(learner.network, replace(learner.recipe, flip=True), [batch] * 2, learner.dist)
+    images = (batch.images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        logits, mirrored = (learner.network(pixels)[:, 0].double() for pixels in (images, images.flip(3)))
+    expected = ((logits + mirrored) / 2).sigmoid().numpy()
+    assert np.abs(expected - logits.sigmoid().numpy()).max() > 1e-3
+    assert rows.tolist() == [0, 1, 2, 3] * 2
+    np.testing.assert_allclose(scores, np.tile(expected, 2), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A dataset of faces with a fold, their crops and their labels, of which no network predicts all."""
+    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    size = load_network(DEFAULT)[1].size
+    rows, crops = [], []
+    for number in [str(n) for n in range(40) if half_of(str(n)) == "calibration"][:12]:
+        for label in (0, 1):
+            face = cv2.resize(face_crops.portrait(random)[0], (size, size))
+            face = cv2.GaussianBlur(face, None, 4) if label ^ (len(crops) % 3 == 0) else face
+            crops.append(face)
+            video = f"{number}_fake" if label else number
+            face_crops.write(root / f"crops/{video}/0_0.png", encode_image(face))
+            rows.append((video, "0_0.png", label, number, 0, 0))
+    face_crops.write_folds(root, rows)
+    return root, np.stack(crops), np.array([row[2] for row in rows], bool)
+
+
+def calibrate(checkpoint: Path, output: Path, root: Path, *options: str) -> None:
+    files = ("--checkpoint", checkpoint, "--output", output, "--data-dir", root)
+    run("training/pipelines/calibrate.py", *files, "--device", "cpu", "--workers", "0", *options)
+
+
+def run(script: str, *options: str | Path) -> None:
+    done = programs.run([sys.executable, face_crops.ROOT / script, *options], env=face_crops.environment())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def flipped(data: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, calibrated with flip averaging."""
+    path = tmp_path_factory.mktemp("calibrated") / "flipped.pt"
+    calibrate(DEFAULT, path, data[0], "--flip")
+    return path
+
+
+@pytest.mark.slow
+def test_calibration_fits_the_mean_logits(data: tuple, flipped: Path) -> None:
+    _, crops, fake = data
+    network, recipe = load_network(DEFAULT)
+    with torch.inference_mode():
+        logits, mirrored = (
+            network(recipe.normalize(torch.from_numpy(images)))[:, 0].double().numpy()
+            for images in (crops, crops[:, :, ::-1].copy())
+        )
+    temperature, offset = fit_platt((logits + mirrored) / 2, fake)
+    assert (temperature, offset) != pytest.approx(fit_platt(logits, fake), rel=0.05)  # otherwise this tests nothing
+    found = read_checkpoint(flipped)
+    assert found["calibration"]["temperature"] == pytest.approx(temperature, rel=1e-3)
+    assert found["calibration"]["offset"] == pytest.approx(offset, rel=1e-3)
+    bands, scores = found["recipe"]["bands"], expit(((logits + mirrored) / 2 - offset) / temperature)
+    assert bands["fake"] == pytest.approx(max(scores[~fake].max(), 0.5), abs=1e-3)
+    assert bands["real"] == pytest.approx(min(scores[fake].min(), 0.5), abs=1e-3)
+    assert replace(load_network(flipped)[1], bands=None) == replace(recipe, bands=None, flip=True)
+
+
+@pytest.mark.slow
+def test_bands_only_keeps_flip(data: tuple, flipped: Path, tmp_path: Path) -> None:
+    """The bands come from the same scores as before, up to the rounding of the weights to float16."""
+    calibrate(flipped, tmp_path / "bands.pt", data[0], "--bands-only")
+    before, after = load_network(flipped)[1], load_network(tmp_path / "bands.pt")[1]
+    assert after.flip
+    assert before.bands is not None
+    assert after.bands is not None
+    assert (after.bands.real, after.bands.fake) == pytest.approx((before.bands.real, before.bands.fake), abs=2e-3)
+
+
+def test_flip_is_refused_with_bands_only(tmp_path: Path) -> None:
+    script, output = face_crops.ROOT / "training/pipelines/calibrate.py", tmp_path / "out.pt"
+    command = [sys.executable, script, "--checkpoint", DEFAULT, "--output", output, "--flip", "--bands-only"]
+    done = programs.run(command)
+    assert done.returncode == 2
+    assert "error: --flip: " in done.stderr
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_a_clip_and_its_mirror_image_have_the_same_scores(face_video: Path, flipped: Path, tmp_path: Path) -> None:
+    """Up to detection, whose boxes differ by a few pixels. Without flip averaging, the scores differ much more."""
+    recipe = replace(load_network(flipped)[1], flip=False)
+    save_checkpoint(tmp_path / "plain.pt", read_checkpoint(flipped)["state_dict"], recipe)
+    (tmp_path / "videos").mkdir()
+    shutil.copy(face_video, tmp_path / "videos/face.mp4")
+    frames = sample_clips.moving(astronaut(), 40, 480, 360, 0.9)  # those of face_video
+    sample_clips.write_clip(tmp_path / "videos/mirrored.mp4", (frame[:, ::-1] for frame in frames))
+    details = tmp_path / "details.jsonl"
+    files = ("--test-dir", tmp_path / "videos", "--output", tmp_path / "out.csv", "--details", details)
+    models = ("--models", flipped, tmp_path / "plain.pt")
+    run("predict_folder.py", *files, *models, "--precision", "float32", "--frames", "4")
+    assert [model["recipe"]["flip"] for model in read_header(details)["models"]] == [True, False]
+    faces, mirrored = (read_records(details)[name]["faces"] for name in ("face.mp4", "mirrored.mp4"))
+    assert len(faces) == len(mirrored) == 4
+    difference = {
+        name: np.mean([abs(a["scores"][name] - b["scores"][name]) for a, b in zip(faces, mirrored, strict=True)])
+        for name in ("flipped", "plain")
+    }
+    assert difference["flipped"] < 0.05
+    assert difference["plain"] > 2 * difference["flipped"]
