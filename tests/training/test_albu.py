@@ -40,9 +40,9 @@ def parameters(transform: Any, count: int, **data: Any) -> list[dict[str, Any]]:
     return [{**transform.get_params(), **transform.get_params_dependent_on_data(shape, data)} for _ in range(count)]
 
 
-def transform(name: str) -> Any:
+def transform(name: str, **config: Any) -> Any:
     """A transform of the pipeline by the name of its class."""
-    pipeline = albu.build_pipeline(64, AugmentationConfig())
+    pipeline = albu.build_pipeline(64, AugmentationConfig(**config))
     transforms = [inner for outer in pipeline.transforms for inner in getattr(outer, "transforms", [outer])]
     return next(found for found in transforms if type(found).__name__ == name)
 
@@ -88,6 +88,35 @@ def test_blur_equals_opencv_with_three_pixels() -> None:
     (blurred, _), *_ = samples(only(blur_p=1), image, 1)
     expected = cv2.GaussianBlur(image, (3, 3), 0)
     assert np.abs(blurred.astype(int) - expected).max() <= 1
+
+
+def test_blur_of_a_random_width() -> None:
+    """The variance of a blurred point is the square of the kernel's standard deviation."""
+    point = np.zeros((64, 64, 3), np.uint8)
+    point[32, 32] = 255
+    distances = np.arange(64) - 32
+    widths = []
+    for image, _ in samples(only(blur_p=1, blur_sigma=(1.0, 3.0)), point, 200):
+        profile = image[..., 0].sum(axis=0) / image[..., 0].sum()
+        widths.append(float((profile @ distances**2) ** 0.5))
+    assert 0.8 < min(widths) < 1.2
+    assert 2.2 < max(widths) < 3.1  # the kernel's tails are rounded to 0
+
+
+def test_downscaling_removes_details() -> None:
+    """A factor of 1/4 leaves nothing of a pattern with a period of two pixels, and 1 leaves everything."""
+    pattern = np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None].repeat(3, 2)
+    for factor, low, high in ((0.25, 0, 20), (1.0, 127, 128)):
+        for image, _ in samples(only(downscale_p=1, downscale=(factor, factor)), pattern, 20):
+            assert low <= image.std() <= high
+    sizes = [values["factor"] for values in parameters(albu.Downscale((0.3, 0.9)), 2000)]
+    assert is_uniform(sizes, 0.3, 0.9)
+
+
+def test_largest_change_of_brightness_and_contrast() -> None:
+    values = parameters(transform("RandomBrightnessContrast", brightness=0.4, contrast=0.1), 2000)
+    assert is_uniform([value["alpha"] for value in values], 0.9, 1.1)
+    assert is_uniform([value["beta"] for value in values], -0.4 * 255, 0.4 * 255)
 
 
 def test_brightness_and_contrast_are_uniform() -> None:

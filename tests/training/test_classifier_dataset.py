@@ -363,3 +363,48 @@ def test_validation_resizes_like_inference(root: Path) -> None:
     crop = read_image(root / "crops" / data.source.crops.name(3))
     crop = crop[padding_window(crop.shape[:2], 6)]
     np.testing.assert_array_equal(cut, center_in_square(resize_longer_side(crop, SIZE), SIZE))
+
+
+def test_self_blended_images_replace_fakes(data_root: Path) -> None:
+    """They are made from the original of the same frame, and their mask is where it differs."""
+    plain = make_dataset(data_root, no_augmentation, dropout="none", masks=True)
+    data = make_dataset(data_root, no_augmentation, dropout="none", masks=True, self_blended=1.0)
+    for row in data.rows:
+        sample, unchanged = data[SampleIndex(row, 0, 0)], plain[SampleIndex(row, 0, 0)]
+        assert torch.equal(sample.labels, unchanged.labels)
+        assert torch.equal(sample.rows, unchanged.rows)
+        if not data.source.crops.fake[row]:
+            assert torch.equal(sample.images, unchanged.images)
+            continue
+        original = read_image(data_root / "crops" / data.source.crops.original_name(row))
+        difference = np.abs(sample.images[0].numpy().astype(int) - original).mean()
+        assert 0 < difference < 25
+        assert sample.mask_known.all()
+        assert 0 < (sample.masks[0] > 0).float().mean() < 0.95
+
+
+def test_share_of_self_blended_images(data_root: Path) -> None:
+    data = make_dataset(data_root, no_augmentation, dropout="none", self_blended=0.3)
+    fakes = data.rows[data.source.crops.fake[data.rows]]
+    blended = [
+        not np.array_equal(data[SampleIndex(row, 0, position)].images[0].numpy(), data.source.image(row))
+        for row in fakes
+        for position in range(20)
+    ]
+    count = len(blended)
+    assert abs(np.mean(blended) - 0.3) < 5 * (0.3 * 0.7 / count) ** 0.5
+
+
+def test_fakes_without_landmarks_or_original_are_used_as_they_are(root: Path) -> None:
+    shutil.rmtree(root / "landmarks/000")
+    data = make_dataset(root, no_augmentation, dropout="none", self_blended=1.0)
+    rows = data.rows[data.source.crops.video[data.rows] != row_of_video(data, "001")]
+    without_original = ClassifierDataset(data.source, rows, no_augmentation, 5, dropout="none", self_blended=1.0)
+    for samples, name in ((data, "000_001/0_0.png"), (without_original, "001_002/10_0.png")):
+        row = row_of(data, name)
+        image = samples[SampleIndex(row, 0, 0)].images[0].numpy()
+        np.testing.assert_array_equal(image, data.source.image(row))
+
+
+def row_of_video(data: Any, name: str) -> int:
+    return data.source.crops.videos.index(name)

@@ -18,6 +18,7 @@ from training.datasets.folds import (
     FoldsError,
     epoch_order,
     half_of,
+    paired_order,
     read_folds,
     training_rows,
     validation_rows,
@@ -204,13 +205,54 @@ def test_all_fakes_are_equally_likely() -> None:
     assert np.abs(counts[10:] - 400).max() < 5 * 18
 
 
+def sampled_crops(root: Path, reals: int, fakes: int) -> Crops:
+    """Real videos with one crop each and as many fakes of them as given, the first ones more than others."""
+    rows = [(f"r{real}", "0_0.png", 0, f"r{real}", 0, 1) for real in range(reals)]
+    rows += [(f"f{fake}", "0_0.png", 1, f"r{fake % reals // 2}", 0, 1) for fake in range(fakes)]
+    return make_crops(root, rows)
+
+
+def test_pairs_are_a_real_and_its_fake(tmp_path: Path) -> None:
+    """Each real once, followed by its own fake, all of which are equally likely; by any fake if it has none."""
+    crops = sampled_crops(tmp_path, reals=20, fakes=60)  # six fakes for each of r0 to r9
+    rows = np.arange(len(crops))[::-1]
+    counts = np.zeros(len(crops), int)
+    for epoch in range(500):
+        pairs = rows[paired_order(crops, rows, 3, epoch)].reshape(-1, 2)
+        assert sorted(pairs[:, 0]) == list(range(20))
+        assert crops.fake[pairs[:, 1]].all()
+        has_fakes = pairs[:, 0] < 10
+        assert (crops.original[pairs[has_fakes, 0]] == crops.original[pairs[has_fakes, 1]]).all()
+        counts += np.bincount(pairs[:, 1], minlength=len(crops))
+    # Own: 500 / 6, standard deviation 8.3; of others: 10 of 60 in each epoch, the same again.
+    assert np.abs(counts[20:] - 2 * 500 / 6).max() < 5 * 2**0.5 * 8.4
+    orders = [tuple(paired_order(crops, rows, *key)) for key in ((3, 0), (3, 0), (3, 1), (4, 0))]
+    assert orders[0] == orders[1]
+    assert len(set(orders)) == 3
+
+
+def test_pairs_show_the_same_frame_and_face(tmp_path: Path) -> None:
+    rows = [
+        (video, f"{frame}_{face}.png", int(video != "r"), "r", frame, 1)
+        for video in ("r", "f", "g")
+        for frame in (0, 10)
+        for face in (0, 1)
+    ]
+    crops = make_crops(tmp_path, rows)
+    for epoch in range(20):
+        pairs = paired_order(crops, np.arange(len(crops)), 0, epoch).reshape(-1, 2)
+        assert (crops.file[pairs[:, 0]] == crops.file[pairs[:, 1]]).all()
+
+
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_divide_the_batches_of_one(world_size: int) -> None:
-    fake = np.arange(150) >= 50
-    rows = np.arange(1000, 1150)
-    single = EpochBatchSampler(rows, fake, 4 * world_size, 100, seed=7)
+def test_processes_divide_the_batches_of_one(tmp_path: Path, world_size: int, pairs: bool) -> None:
+    crops = sampled_crops(tmp_path, reals=50, fakes=100)
+    rows = np.arange(20, 150)
+    single = EpochBatchSampler(crops, rows, 4 * world_size, 100, seed=7, pairs=pairs)
     samplers = [
-        EpochBatchSampler(rows, fake, 4, 100, 7, rank=rank, world_size=world_size) for rank in range(world_size)
+        EpochBatchSampler(crops, rows, 4, 100, 7, pairs=pairs, rank=rank, world_size=world_size)
+        for rank in range(world_size)
     ]
     for epoch in range(2):
         for sampler in (single, *samplers):
@@ -218,17 +260,18 @@ def test_processes_divide_the_batches_of_one(world_size: int) -> None:
         for whole, *parts in zip(single, *samplers, strict=True):
             assert [len(part) for part in parts] == [4] * world_size
             assert sorted(index for part in parts for index in part) == sorted(whole)
-    assert len(single) == 100 // (4 * world_size)
+            assert not pairs or 2 * crops.fake[[index.row for index in whole]].sum() == len(whole)
+    assert len(single) == 60 // (4 * world_size)
 
 
-def test_batches_of_an_epoch_are_full_and_in_order() -> None:
-    fake = np.arange(300) >= 100
-    batches = list(EpochBatchSampler(np.arange(300), fake, 8, 10, seed=1))
+def test_batches_of_an_epoch_are_full_and_in_order(tmp_path: Path) -> None:
+    crops = sampled_crops(tmp_path, reals=100, fakes=200)
+    batches = list(EpochBatchSampler(crops, np.arange(300), 8, 10, seed=1))
     assert [len(batch) for batch in batches] == [8] * 10
     assert [index.position for batch in batches for index in batch] == list(range(80))
 
 
-def test_batch_larger_than_an_epoch_is_an_error() -> None:
-    fake = np.arange(300) >= 100
+def test_batch_larger_than_an_epoch_is_an_error(tmp_path: Path) -> None:
+    crops = sampled_crops(tmp_path, reals=100, fakes=200)
     with pytest.raises(FoldsError, match=r"optimizer\.batch_size: .*256.*200 crops"):
-        EpochBatchSampler(np.arange(300), fake, 256, 10, seed=1)
+        EpochBatchSampler(crops, np.arange(300), 256, 10, seed=1)

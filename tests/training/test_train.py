@@ -296,6 +296,8 @@ def test_missing_masks_and_landmarks(root: Path, caplog: pytest.LogCaptureFixtur
     assert run(root, "--epochs", 1, "--set", "batches_per_epoch=1") == 0
     for name in ("landmarks", "diffs"):
         assert f"{root}/{name}: no such folder" in caplog.text
+    with pytest.raises(UserError, match=rf"{root}/landmarks: .*generate_landmarks\.py"):
+        run(root, "--no-hardcore", "--set", "self_blended=0.5", "--resume", "none")
 
 
 @pytest.mark.slow
@@ -442,6 +444,21 @@ def test_freezing_keeps_the_encoder(root: Path) -> None:
     assert not torch.equal(frozen["module.fc.weight"], unfrozen["module.fc.weight"])
     for key in ("conv_stem.weight", "bn1.running_mean", "blocks.3.0.bn2.weight"):
         assert not torch.equal(unfrozen[f"module.encoder.{key}"], given[key])
+
+
+@pytest.mark.slow
+def test_frozen_stages_keep_their_weights_and_statistics(root: Path) -> None:
+    given = load_network(DEFAULT)[0].encoder.state_dict()
+    options = ("--epochs", 1, "--set", "frozen_stages=2", "--set", "pairs=true", "--set", "self_blended=0.5")
+    assert run(root, *options) == 0
+    trained = weights(root, 0)
+    frozen = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.")
+    for key, value in given.items():
+        unchanged = torch.equal(trained[f"module.encoder.{key}"], value)
+        if key.startswith(frozen):
+            assert unchanged, key
+        elif key.endswith(("conv_pw.weight", "running_mean")):
+            assert not unchanged, key
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, default_collate
 
 from preprocessing.crops import center_in_square, resize_longer_side
 from preprocessing.images import ImageError
+from training.datasets.blending import self_blend
 from training.datasets.crop_source import CropSource
 from training.datasets.face_dropout import block_dropout, face_dropout
 from training.datasets.folds import SampleIndex
@@ -64,6 +65,8 @@ class ClassifierDataset(Dataset[Batch]):
         dropout: "face", "block" or "none", see `training.datasets.face_dropout`.
         padding_part: cut the crops' margin down to 1/padding_part of the face.
         only_changed: mark fakes without visible changes as not valid.
+        self_blended: share of the fakes that are replaced by self-blended images of their originals. A fake whose
+            original has no training crop or no landmarks is never replaced.
         masks: return masks.
     """
 
@@ -77,23 +80,28 @@ class ClassifierDataset(Dataset[Batch]):
         dropout: str = "face",
         padding_part: int = PADDING_PART,
         only_changed: bool = False,
+        self_blended: float = 0.0,
         masks: bool = False,
     ):
         self.source, self.rows, self.augment, self.seed = source, rows, augment, seed
         self.label_smoothing, self.dropout = label_smoothing, dropout
         self.padding_part, self.only_changed, self.masks = padding_part, only_changed, masks
-        fake = source.crops.fake[rows]
-        self.rows_by_class = rows[~fake], rows[fake]
+        self.self_blended = self_blended
+        fake, self.face = source.crops.fake[rows], source.crops.face
+        reals = rows[~fake]
+        self.rows_by_class = reals, rows[fake]
+        self.reals_by_face = reals[np.argsort(self.face[reals], kind="stable")]
+        self.faces_of_reals = self.face[self.reals_by_face]
 
     def __getitem__(self, index: SampleIndex) -> Batch:
         """Return the sample, made from another crop of its class if its own cannot be read."""
         seeds = np.random.SeedSequence((self.seed, index.epoch, index.position))
-        replacement_seed, dropout_seed, augment_seed = seeds.spawn(3)
+        replacement_seed, dropout_seed, augment_seed, blend_seed = seeds.spawn(4)
         replacement_rng = np.random.default_rng(replacement_seed)
         row, broken = index.row, list[str]()
         while len(broken) <= MAX_REPLACEMENTS:
             try:
-                sample = self._sample(row, dropout_seed, augment_seed)
+                sample = self._sample(row, dropout_seed, augment_seed, blend_seed)
                 return sample._replace(broken=broken, broken_images=int(bool(broken)))
             except ImageError as error:
                 broken.append(str(error))
@@ -103,11 +111,17 @@ class ClassifierDataset(Dataset[Batch]):
         sample = _to_batch(row, black, 0.0, valid=False, masks=self.masks)
         return sample._replace(broken=broken, broken_images=1)
 
-    def _sample(self, row: int, dropout_seed: np.random.SeedSequence, augment_seed: np.random.SeedSequence) -> Batch:
+    def _sample(
+        self,
+        row: int,
+        dropout_seed: np.random.SeedSequence,
+        augment_seed: np.random.SeedSequence,
+        blend_seed: np.random.SeedSequence,
+    ) -> Batch:
         """Make a sample from a crop. Raises ImageError."""
         rng = np.random.default_rng(dropout_seed)
         fake = bool(self.source.crops.fake[row])
-        image, mask = self._read(row, rng)
+        image, mask = self._read(row, rng, np.random.default_rng(blend_seed))
         valid = not (self.only_changed and fake and mask is not None and _is_unchanged(mask))
         image, mask = self.augment(image, mask, augment_seed)
         if self.dropout == "block":
@@ -115,12 +129,15 @@ class ClassifierDataset(Dataset[Batch]):
         label = float(np.clip(float(fake), self.label_smoothing, 1 - self.label_smoothing))
         return _to_batch(row, image, label, valid, mask, self.masks)
 
-    def _read(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read a crop and, if it is needed, its mask; apply face dropout and cut the margin."""
-        image = self.source.image(row)
+    def _read(
+        self, row: int, rng: np.random.Generator, blend_rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read or blend a crop and, if it is needed, its mask; apply face dropout and cut the margin."""
+        blended = self._self_blend(row, blend_rng)
+        image = blended[0] if blended else self.source.image(row)
         shape = image.shape[:2]
         # Face dropout needs the mask of few crops: read it when it is first used.
-        read_mask = functools.cache(lambda: self.source.mask(row, shape))
+        read_mask = functools.cache(lambda: blended[1] if blended else self.source.mask(row, shape))
         region = None
         if self.dropout == "face":
             landmarks = self.source.landmarks(row, shape)
@@ -129,6 +146,18 @@ class ClassifierDataset(Dataset[Batch]):
         black_out(region, image, mask)
         window = padding_window(shape, self.padding_part)
         return image[window], None if mask is None else mask[window]
+
+    def _self_blend(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a self-blended image of a fake's original and its mask, or None if the crop is to be used itself."""
+        if not self.source.crops.fake[row] or rng.random() >= self.self_blended:
+            return None
+        place = np.searchsorted(self.faces_of_reals, self.face[row])
+        if place == len(self.faces_of_reals) or self.faces_of_reals[place] != self.face[row]:
+            return None
+        real = int(self.reals_by_face[place])
+        image = self.source.image(real)
+        landmarks = self.source.landmarks(real, image.shape[:2])
+        return None if landmarks is None else self_blend(image, landmarks, rng)
 
 
 class ValidationDataset(Dataset[Batch]):

@@ -65,6 +65,11 @@ class Crops:
     def __len__(self) -> int:
         return len(self.fake)
 
+    @property
+    def face(self) -> np.ndarray:
+        """Numbers (n,) that are equal for the crops of the same face and frame of an original and its fakes."""
+        return self.original.astype(np.int64) * len(self.files) + self.file
+
     def name(self, row: int) -> str:
         """Return the path of a crop, relative to the folder of the crops."""
         return f"{self.videos[self.video[row]]}/{self.files[self.file[row]]}"
@@ -249,6 +254,32 @@ def epoch_order(fake: np.ndarray, seed: int, epoch: int, oversample: bool = True
     return rng.permutation(np.concatenate([reals, np.tile(fakes, repeats), extra]))
 
 
+def paired_order(crops: Crops, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return an epoch's crops in training order: each real followed by one of its own fakes, in random order.
+
+    A real without a fake of the same face and frame is followed by a random fake. The result depends only on the
+    arguments.
+
+    Args:
+        crops: list of the crops.
+        rows: rows of the training crops (n,).
+        seed: seed of the run.
+        epoch: epoch, from 0.
+
+    Returns:
+        Indices into `rows`, (2 * number of reals,).
+    """
+    rng = np.random.default_rng((seed, epoch))
+    fake, face = crops.fake[rows], crops.face[rows]
+    reals, fakes = np.flatnonzero(~fake), rng.permutation(np.flatnonzero(fake))
+    fakes = fakes[np.argsort(face[fakes], kind="stable")]
+    first, last = (np.searchsorted(face[fakes], face[reals], side) for side in ("left", "right"))
+    own = rng.integers(first, np.maximum(last, first + 1))
+    chosen = np.where(first < last, own, rng.integers(len(fakes), size=len(reals)))
+    order = rng.permutation(len(reals))
+    return np.stack([reals[order], fakes[chosen[order]]], axis=1).ravel()
+
+
 class EpochBatchSampler:
     """Batches of one process in one epoch. Set `epoch` before each epoch.
 
@@ -256,12 +287,13 @@ class EpochBatchSampler:
     The last, incomplete batch is dropped.
 
     Args:
+        crops: list of the crops.
         rows: (n,), rows of the training crops.
-        fake: bool (n,), their labels.
         batch_size: number of samples per batch and process.
         max_batches: largest number of batches per epoch.
         seed: seed of the run.
         oversample: see `epoch_order`.
+        pairs: order the crops by `paired_order` instead.
         rank: rank of this process.
         world_size: number of processes.
 
@@ -271,32 +303,38 @@ class EpochBatchSampler:
 
     def __init__(
         self,
+        crops: Crops,
         rows: np.ndarray,
-        fake: np.ndarray,
         batch_size: int,
         max_batches: int,
         seed: int,
         oversample: bool = True,
+        pairs: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.rows, self.fake, self.seed, self.oversample = rows, fake, seed, oversample
+        self.crops, self.rows, self.seed, self.oversample, self.pairs = crops, rows, seed, oversample, pairs
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
         self.epoch = 0
-        crops = 2 * int((~fake).sum()) if oversample else len(rows)
-        self.length = min(max_batches, crops // self.global_batch_size)
+        count = len(self._order())
+        self.length = min(max_batches, count // self.global_batch_size)
         if not self.length:
             raise FoldsError(
                 f"optimizer.batch_size: a batch of {self.global_batch_size} is larger than an epoch of "
-                f"{plural(crops, 'crop')}. Lower it"
+                f"{plural(count, 'crop')}. Lower it"
             )
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        order = epoch_order(self.fake, self.seed, self.epoch, self.oversample)
+        order = self._order()
         for first in range(0, self.length * self.global_batch_size, self.global_batch_size):
             positions = range(first + self.rank, first + self.global_batch_size, self.world_size)
             yield [SampleIndex(int(self.rows[order[position]]), self.epoch, position) for position in positions]
+
+    def _order(self) -> np.ndarray:
+        if self.pairs:
+            return paired_order(self.crops, self.rows, self.seed, self.epoch)
+        return epoch_order(self.crops.fake[self.rows], self.seed, self.epoch, self.oversample)

@@ -73,12 +73,13 @@ def build_data(args: argparse.Namespace, config: Config, dist: Distributed) -> D
     _check_folders(args.data_dir, dataset)
     crops, batch_size = dataset.source.crops, config.optimizer.batch_size
     batches = EpochBatchSampler(
+        crops,
         dataset.rows,
-        crops.fake[dataset.rows],
         batch_size,
         config.batches_per_epoch,
         args.seed,
         not args.no_oversample,
+        config.pairs,
         dist.rank,
         dist.world_size,
     )
@@ -104,6 +105,10 @@ def _check_folders(data_dir: Path, dataset: ClassifierDataset) -> None:
     masks, landmarks = (data_dir / name for name in (DIFFS, LANDMARKS))
     if not masks.is_dir() and (dataset.masks or dataset.only_changed or dataset.dropout == "block"):
         raise SetupError(f"{masks}: no such folder, and this run needs masks. Run preprocessing/generate_diffs.py")
+    if dataset.self_blended and not landmarks.is_dir():
+        raise SetupError(
+            f"{landmarks}: no such folder, and self_blended needs landmarks. Run preprocessing/generate_landmarks.py"
+        )
     if dataset.dropout == "face" and not landmarks.is_dir():
         log.warning("%s: no such folder, so face dropout cannot black out parts of faces", landmarks)
     if dataset.dropout == "face" and not masks.is_dir():
@@ -132,6 +137,7 @@ def build_training_dataset(args: argparse.Namespace, config: Config, masks: bool
         dropout=_dropout(args),
         padding_part=args.padding_part,
         only_changed=args.only_changed_frames,
+        self_blended=config.self_blended,
         masks=masks,
     )
 
@@ -297,6 +303,8 @@ def build_learner(
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     network = dist.sync_batch_norms(network, compiled).to(dist.device).to(memory_format=memory_format)
     network.encoder.classifier.requires_grad_(False)  # timm's head for 1000 classes is not used
+    for module in frozen_modules(network, config.frozen_stages):
+        module.requires_grad_(False)
     amp_dtype = choose_amp_dtype(config, dist.device)
     optimizer, rates_at = _build_optimizer(config.optimizer, network, dist), _rates(config)
     set_rates(optimizer, rates_at(0, 0))
@@ -316,6 +324,12 @@ def build_learner(
         memory_format=memory_format,
         ema=ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None,
     )
+
+
+def frozen_modules(network: DeepFakeClassifier, stages: int) -> list[nn.Module]:
+    """Return the stem and the first block stages of an encoder; nothing for 0 stages."""
+    encoder = network.encoder
+    return [encoder.conv_stem, encoder.bn1, *encoder.blocks[:stages]] if stages else []
 
 
 def _build_optimizer(config: OptimizerConfig, network: DeepFakeClassifier, dist: Distributed) -> torch.optim.Optimizer:

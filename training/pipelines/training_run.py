@@ -88,7 +88,7 @@ def _start_or_resume(args: argparse.Namespace, config: Config, checkpoints: Chec
         log_start(data, learner)
         checkpoints.describe(settings, start, sys.argv)
     best = Best() if args.zero_score else best
-    return train(args, learner, data, checkpoints, settings, range(start, epochs), best)
+    return train(args, learner, data, checkpoints, settings, range(start, epochs), best, config.frozen_stages)
 
 
 def train(
@@ -99,6 +99,7 @@ def train(
     settings: dict[str, Any],
     epochs: range,
     best: Best,
+    frozen_stages: int = 0,
 ) -> Best:
     """Train some epochs; after each, log its metrics and write its checkpoint. Return the best epoch.
 
@@ -110,6 +111,7 @@ def train(
         settings: the run's settings, which are stored in the checkpoints.
         epochs: the epochs to train, counted from 0; the last one is the run's last.
         best: the best epoch so far.
+        frozen_stages: see `training.tools.config.Config`.
     """
     dist, last = learner.dist, epochs[-1]
     if not any(learner.rates_at(last, 0).lr):
@@ -122,8 +124,9 @@ def train(
             frozen = epoch < args.freeze_epochs
             build.wrap_model(learner, frozen, args.compile)
         learner.network.train()
-        if frozen:
-            learner.network.encoder.eval()  # otherwise its batch norms would update their running statistics
+        # Otherwise, frozen batch norms would update their running statistics.
+        for module in [learner.network.encoder] if frozen else build.frozen_modules(learner.network, frozen_stages):
+            module.eval()
         data.batches.epoch = epoch
         metrics: dict[str, Any] = {"epoch": epoch, **train_one_epoch(learner, data.training, epoch, data.crops)}
         scores = None

@@ -63,6 +63,8 @@ def within(bounds: tuple[float, float]) -> Any:
 Model = TypeVar("Model", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Sigma = Annotated[float, Field(gt=0, le=20)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Mean = Annotated[float, within(MEANS)]
 Std = Annotated[float, within(STDS)]
@@ -181,12 +183,17 @@ class AugmentationConfig(Section):
     """Augmentation of training images. The defaults are those of the winning solution.
 
     Attributes:
+        downscale: range of the factor by which an image is reduced and enlarged again.
+        downscale_p: probability of that, before JPEG compression.
         jpeg_quality: range of the JPEG quality, 1 to 100.
         jpeg_p: probability of JPEG compression.
         noise_variance: range of the variance of Gaussian noise, in squared gray levels (0 to 255).
         noise_p: probability of noise.
-        blur_p: probability of Gaussian blur with a 3x3 kernel.
+        blur_sigma: range of the standard deviation of Gaussian blur in pixels; null for a 3x3 kernel.
+        blur_p: probability of blur.
         flip_p: probability of a horizontal flip.
+        brightness: largest change of the brightness, as a fraction of white.
+        contrast: largest change of the contrast, as a fraction.
         color_p: probability of a color change: brightness and contrast, FancyPCA, or hue, saturation and value.
         gray_p: probability of conversion to gray.
         shift: largest shift, as a fraction of the image's side.
@@ -195,12 +202,17 @@ class AugmentationConfig(Section):
         affine_p: probability of shift, scale and rotation together.
     """
 
+    downscale: tuple[Factor, Factor] = (0.25, 1.0)
+    downscale_p: Probability = 0.0
     jpeg_quality: tuple[JpegQuality, JpegQuality] = (60, 100)
     jpeg_p: Probability = 0.5
     noise_variance: tuple[NonNegativeFloat, NonNegativeFloat] = (10.0, 50.0)
     noise_p: Probability = 0.1
+    blur_sigma: tuple[Sigma, Sigma] | None = None
     blur_p: Probability = 0.05
     flip_p: Probability = 0.5
+    brightness: Probability = 0.2
+    contrast: Probability = 0.2
     color_p: Probability = 0.7
     gray_p: Probability = 0.2
     shift: Probability = 0.1
@@ -210,8 +222,8 @@ class AugmentationConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> AugmentationConfig:
-        for key in ("jpeg_quality", "noise_variance"):
-            low, high = getattr(self, key)
+        for key in ("downscale", "jpeg_quality", "noise_variance", "blur_sigma"):
+            low, high = getattr(self, key) or (0, 0)
             if low > high:
                 raise ValueError(f"{key}: {low} is above {high}")
         return self
@@ -238,6 +250,12 @@ class Config(Section):
             working directory).
         amp_dtype: AMP dtype.
         channels_last: use the channels-last memory format.
+        frozen_stages: number of block stages of the encoder that keep their initial weights, as does the stem then;
+            the last stages learn the most, and the first ones take the most time.
+        pairs: put each real crop and a fake of the same face and frame in one batch, see
+            `training.datasets.folds.paired_order`.
+        self_blended: share of the fakes that are replaced by self-blended images of their originals, see
+            `training.datasets.blending`. Needs landmarks.
         ema: decay of an exponential moving average of the weights, which is validated and saved instead of the
             weights; null for none.
         dropout: dropout rate before the last layer; null for the network's default.
@@ -261,6 +279,9 @@ class Config(Section):
     pretrained: bool | str = True
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     channels_last: bool = True
+    frozen_stages: Annotated[int, Field(ge=0, le=6)] = 0
+    pairs: bool = False
+    self_blended: Probability = 0.0
     ema: Fraction | None = None
     dropout: Fraction | None = None
     drop_path: Fraction | None = None

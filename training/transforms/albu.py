@@ -33,7 +33,6 @@ INTERPOLATIONS = (
 # Standard deviation whose 3-pixel kernel is (1, 2, 1) / 4, which OpenCV uses if it is given no sigma.
 BLUR_SIGMA = (1 / (2 * np.log(2))) ** 0.5
 # Largest changes. Hue ranges from 0 to 179, saturation and value from 0 to 255.
-BRIGHTNESS, CONTRAST = 0.2, 0.2
 HUE, SATURATION, VALUE = 20, 30, 20
 # Standard deviation of FancyPCA's strength.
 PCA_ALPHA = 0.1
@@ -78,16 +77,21 @@ def build_pipeline(size: int, config: AugmentationConfig) -> A.Compose:
         warnings.simplefilter("error")  # albumentations only warns about parameters that it does not know
         return A.Compose(
             [
+                # A transform that is off would still use up random numbers, and change those of the others.
+                *([Downscale(config.downscale, p=config.downscale_p)] if config.downscale_p else []),
                 A.ImageCompression(quality_range=config.jpeg_quality, p=config.jpeg_p),
                 VarianceNoise(config.noise_variance, p=config.noise_p),
-                A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(BLUR_SIGMA, BLUR_SIGMA), p=config.blur_p),
+                _blur(config),
                 A.HorizontalFlip(p=config.flip_p),
                 A.OneOf([IsotropicResize(size, down, up, p=1) for down, up in INTERPOLATIONS], p=1),
                 A.PadIfNeeded(size, size, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=1),
                 A.OneOf(
                     [
                         A.RandomBrightnessContrast(
-                            (-BRIGHTNESS, BRIGHTNESS), (-CONTRAST, CONTRAST), brightness_by_max=True, p=1
+                            (-config.brightness, config.brightness),
+                            (-config.contrast, config.contrast),
+                            brightness_by_max=True,
+                            p=1,
                         ),
                         FancyPCA(PCA_ALPHA, p=1),
                         HueSaturationValue(p=1),
@@ -109,6 +113,30 @@ def build_pipeline(size: int, config: AugmentationConfig) -> A.Compose:
                 ),
             ]
         )
+
+
+def _blur(config: AugmentationConfig) -> A.GaussianBlur:
+    if config.blur_sigma is None:
+        return A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(BLUR_SIGMA, BLUR_SIGMA), p=config.blur_p)
+    return A.GaussianBlur(blur_limit=0, sigma_limit=config.blur_sigma, p=config.blur_p)
+
+
+class Downscale(A.ImageOnlyTransform):
+    """Reduce an image by a random factor and enlarge it again, with a random interpolation each."""
+
+    def __init__(self, factors: tuple[float, float], p: float = 0.5):
+        super().__init__(p=p)
+        self.factors = factors
+
+    def get_params(self) -> dict[str, Any]:
+        down = self.py_random.choice((cv2.INTER_AREA, cv2.INTER_LINEAR))
+        up = self.py_random.choice((cv2.INTER_LINEAR, cv2.INTER_CUBIC))
+        return {"factor": self.py_random.uniform(*self.factors), "down": down, "up": up}
+
+    def apply(self, img: np.ndarray, factor: float, down: int, up: int, **params: Any) -> np.ndarray:  # noqa: ARG002
+        height, width = img.shape[:2]
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        return cv2.resize(cv2.resize(img, size, interpolation=down), (width, height), interpolation=up)
 
 
 class IsotropicResize(A.DualTransform):
