@@ -24,6 +24,12 @@ MAX_SEED = 2**64 - 1
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `training.pipelines.scoring.read_fold` and `score_fold` need besides --checkpoint."""
+    parser.add_argument(
+        "--people",
+        type=Path,
+        metavar="CSV",
+        help="the person in each original, columns original and person: split and resample by person, not by original",
+    )
     add = parser.add_argument_group("data for --checkpoint").add_argument
     add("--data-dir", type=Path, metavar="DATA_ROOT", help="folder of the dataset")
     add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")

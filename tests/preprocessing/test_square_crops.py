@@ -174,7 +174,8 @@ def test_kept_crops_with_a_margin_are_not_used(root: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_training_and_evaluation_need_their_kind(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    place = Namespace(checkpoint=DEFAULT, data_dir=root, fold=0, public_validation=False, half=None, folds_csv=None)
+    choice = {"fold": 0, "public_validation": False, "half": None, "people": None}
+    place = Namespace(checkpoint=DEFAULT, data_dir=root, folds_csv=None, **choice)
     fold = scoring.read_fold(
         Namespace(**{**vars(place), "crops_dir": Path("crops_square"), "folds_csv": root / "folds_square.csv"})
     )

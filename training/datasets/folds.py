@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import reprlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import pandas as pd
 from common.errors import UserError
 from common.text import plural
 from preprocessing.layout import FOLDS_COLUMNS
+from training.datasets.people import groups_of
 from training.options import HALVES
 
 # Validation uses only frames whose numbers are multiples of this.
@@ -73,6 +74,10 @@ class Crops:
     def name(self, row: int) -> str:
         """Return the path of a crop, relative to the folder of the crops."""
         return f"{self.videos[self.video[row]]}/{self.files[self.file[row]]}"
+
+    def originals(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of the originals of some crops."""
+        return [self.videos[original] for original in self.original[rows]]
 
     def original_name(self, row: int) -> str:
         """Return the path of the original's crop of the same face and frame."""
@@ -169,7 +174,13 @@ def _check_names(path: Path, table: pd.DataFrame, names: Iterable[str], columns:
             raise FoldsError(f"{path}: column {column} has {reprlib.repr(name)}, not a name in a folder. {REMEDY}")
 
 
-def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | None = None) -> np.ndarray:
+def validation_rows(
+    crops: Crops,
+    fold: int,
+    public: bool = False,
+    half: str | None = None,
+    people: Mapping[str, str] | None = None,
+) -> np.ndarray:
     """Return the rows to validate on: every VALIDATION_STEP-th frame of the videos of a fold.
 
     Args:
@@ -177,13 +188,14 @@ def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | N
         fold: fold to validate on.
         public: validate on DFDC's public test set instead of the fold.
         half: keep only originals of this half (one of HALVES) and their fakes.
+        people: person by original, to split people instead of originals into halves.
 
     Raises:
         FoldsError: there are no such crops.
     """
     rows = np.flatnonzero(_is_validated(crops, fold, public) & (crops.frame % VALIDATION_STEP == 0))
     if half:
-        rows = rows[[half_of(crops.videos[original]) == half for original in crops.original[rows]]]
+        rows = rows[[half_of(group) == half for group in groups_of(crops.originals(rows), people)]]
     if not len(rows):
         data = "public test set" if public else f"fold {fold}"
         half_text = f", {half} half" if half else ""
@@ -191,10 +203,10 @@ def validation_rows(crops: Crops, fold: int, public: bool = False, half: str | N
     return rows
 
 
-def half_of(original: str) -> str:
-    """Return the half of an original video. It depends only on the video's id."""
+def half_of(group: str) -> str:
+    """Return the half of an original video or of a person. It depends only on the id."""
     # Names that are not valid UTF-8, from a file system or from JSON, contain surrogates.
-    return HALVES[zlib.crc32(original.encode(errors="surrogatepass")) % 2]
+    return HALVES[zlib.crc32(group.encode(errors="surrogatepass")) % 2]
 
 
 def training_rows(crops: Crops, fold: int, public: bool = False) -> np.ndarray:

@@ -3,9 +3,9 @@
     python -m training.pipelines.calibrate --checkpoint RUN_last.pt --data-dir ROOT --fold 0 --output model.pt
 
 Fits a temperature and an offset to one half of the fold's originals and their fakes, so that the result can be
-measured on the other half (see --half of evaluate.py). Use RUN_last.pt, because RUN_best.pt was selected on both
-halves. Temperature and offset are folded into the last layer, so that the new checkpoint is used like any other. It
-has float16 weights and none of the state that resumes training.
+measured on the other half (see --half of evaluate.py; with --people, no person is in both). Use RUN_last.pt, because
+RUN_best.pt was selected on both halves. Temperature and offset are folded into the last layer, so that the new
+checkpoint is used like any other. It has float16 weights and none of the state that resumes training.
 
 The new checkpoint also stores verdict bands: the scores up to which a face is likely real and from which it is likely
 fake, with at most 5 % of each class on the wrong side. --bands-only adds them to a checkpoint without changing scores.

@@ -13,6 +13,7 @@ import torch
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from training.datasets.people import groups_of
 from training.pipelines.scoring import read_fold, score_fold
 from training.pipelines.submissions import EvaluationError
 from training.tools.checkpoint import read_checkpoint, save_checkpoint
@@ -32,14 +33,15 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """Write the calibrated checkpoint with float16 weights, or with --bands-only the same weights. Raises UserError.
 
     Returns:
-        The checkpoint's `calibration`: temperature, offset, and the data and number of crops that they come from ({}
-        with --bands-only); and the recipe's `bands`.
+        The checkpoint's `calibration`: temperature, offset, and the data and number of crops (with --people, also of
+        people) that they come from ({} with --bands-only); and the recipe's `bands`.
     """
     fold = read_fold(args)
     if args.flip:
         fold = fold._replace(recipe=replace(fold.recipe, flip=True))
     rows, scores = score_fold(args, fold)
-    scores, fake = np.clip(scores, EPS, 1 - EPS), fold.source.crops.fake[rows]
+    crops = fold.source.crops
+    scores, fake = np.clip(scores, EPS, 1 - EPS), crops.fake[rows]
     if args.bands_only:
         bands = fit_bands(scores, fake)
         checkpoint = read_checkpoint(args.checkpoint)
@@ -51,6 +53,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     bands = fit_bands(expit((logits - offset) / temperature), fake)
     data = "public validation" if args.public_validation else f"fold {args.fold}"
     calibration = {"temperature": temperature, "offset": offset, "data": data, "half": args.half, "crops": len(rows)}
+    if fold.people is not None:
+        calibration["people"] = len(set(groups_of(crops.originals(rows), fold.people)))
     save_checkpoint(
         args.output,
         _calibrated_weights(args.checkpoint, fold.network, temperature, offset),

@@ -8,8 +8,9 @@ checkpoint as validation during training does: every 20th frame, averaged per vi
 
 --half uses half of the original videos with their fakes, so that a checkpoint that was selected or calibrated on one
 half can be measured on the other; RUN_best.pt was selected on both. --bootstrap adds 95 % confidence intervals by
-resampling originals with their fakes. In a dataset with many originals per actor, such as DFDC, these intervals are
-too narrow for new actors.
+resampling originals with their fakes. In a dataset with many originals per actor, such as DFDC, the same actors are in
+both halves, and the intervals are too narrow for new actors. If --people lists the actor of each original, halves and
+bootstrap samples are made of actors with all their originals.
 """
 
 from __future__ import annotations
@@ -67,10 +68,14 @@ def main(args: argparse.Namespace) -> int:
     scores = _read_scores(args)
     metrics = evaluate(scores.scores, scores.fake)
     bounds = {}
-    if args.bootstrap and len(set(scores.originals)) > 1:
-        bounds = bootstrap_intervals(scores.scores, scores.fake, scores.originals, args.bootstrap)
+    groups = len(set(scores.groups))
+    if args.people:
+        metrics["people"] = groups
+    if args.bootstrap and groups > 1:
+        bounds = bootstrap_intervals(scores.scores, scores.fake, scores.groups, args.bootstrap)
     elif args.bootstrap:
-        log.warning("--bootstrap: all videos belong to one original, so there are no confidence intervals")
+        kind = "person" if args.people else "original"
+        log.warning("--bootstrap: all videos belong to one %s, so there are no confidence intervals", kind)
     for name, value in metrics.items():
         print(f"{name:20}{_format(value, bounds.get(name))}")
     if args.json:
@@ -92,7 +97,7 @@ def _read_scores(args: argparse.Namespace) -> VideoScores:
     if args.submission:
         from training.pipelines.submissions import score_submission
 
-        return score_submission(args.submission, args.labels, args.half)
+        return score_submission(args.submission, args.labels, args.half, args.people)
     from training.pipelines.scoring import score_checkpoint  # loads PyTorch, which a submission does not need
 
     return score_checkpoint(args)

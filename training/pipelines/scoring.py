@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop
 from training.datasets.classifier_dataset import ValidationDataset
 from training.datasets.crop_source import CropSource
 from training.datasets.folds import validation_rows
+from training.datasets.people import read_people, report_unknown
 from training.options import PADDING_PART
 from training.pipelines import build
 from training.pipelines.engine import score_crops
@@ -32,7 +34,7 @@ def score_checkpoint(args: argparse.Namespace) -> VideoScores:
     """Score the videos of a fold with a checkpoint. Raises UserError."""
     fold = read_fold(args)
     rows, scores = score_fold(args, fold)
-    return VideoScores.from_crops(fold.source.crops, rows, scores)
+    return VideoScores.from_crops(fold.source.crops, rows, scores, fold.people)
 
 
 class Fold(NamedTuple):
@@ -44,6 +46,7 @@ class Fold(NamedTuple):
         source: the crops of the dataset.
         rows: rows of the crops to score.
         padding_part: the crops' margin is reduced to 1/padding_part of the face.
+        people: person by original; None without --people.
     """
 
     network: DeepFakeClassifier
@@ -51,6 +54,7 @@ class Fold(NamedTuple):
     source: CropSource
     rows: np.ndarray
     padding_part: int
+    people: Mapping[str, str] | None
 
 
 def read_fold(args: argparse.Namespace) -> Fold:
@@ -60,6 +64,7 @@ def read_fold(args: argparse.Namespace) -> Fold:
         CheckpointError: the checkpoint cannot be used.
         EvaluationError: --data-dir is missing, or the checkpoint needs a larger or otherwise different margin.
         FoldsError: the list of crops cannot be used, or has no crops to score.
+        PeopleError: the list of people cannot be used.
         SetupError: the folder of the crops is missing, or holds crops of another kind than the checkpoint's.
     """
     if not args.data_dir:
@@ -77,8 +82,10 @@ def read_fold(args: argparse.Namespace) -> Fold:
     is_square = isinstance(recipe.crop, SquareCrop)
     if not build.check_kind(source, recipe.crop if is_square else DEFAULT_CROP) and is_square:
         log.warning("%s: needs specially cut crops (%s). Check --crops-dir", args.checkpoint, recipe.crop)
-    rows = validation_rows(source.crops, args.fold, args.public_validation, args.half)
-    return Fold(network, recipe, source, rows, padding_part)
+    crops, people = source.crops, read_people(args.people) if args.people else None
+    rows = validation_rows(crops, args.fold, args.public_validation, args.half, people)
+    report_unknown(crops.originals(rows), people)
+    return Fold(network, recipe, source, rows, padding_part, people)
 
 
 def score_fold(args: argparse.Namespace, fold: Fold) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import pandas as pd
 from common.errors import UserError
 from common.text import abbreviate, plural
 from training.datasets.folds import half_of
+from training.datasets.people import groups_of, read_people, report_unknown
 from training.tools.metrics import VideoScores
 
 # Labels of metadata.json -> whether the video is fake.
@@ -37,26 +38,33 @@ class Label(NamedTuple):
     original: str
 
 
-def score_submission(submission: Path, labels: Path, half: str | None = None) -> VideoScores:
-    """Match the scores of a submission with labels. Raises EvaluationError.
+def score_submission(
+    submission: Path, labels: Path, half: str | None = None, people_csv: Path | None = None
+) -> VideoScores:
+    """Match the scores of a submission with labels. Raises EvaluationError, PeopleError.
 
     Args:
         submission: CSV that predict_folder.py wrote.
         labels: DFDC's metadata.json.
-        half: use only this half of the originals, and their fakes.
+        half: use only this half of the originals or, with `people_csv`, of the people, and their fakes.
+        people_csv: list of people, see `training.datasets.people`.
     """
     scores, truth = read_submission(submission), read_labels(labels)
     for unmatched, missing in ((truth.keys() - scores.keys(), "score"), (scores.keys() - truth.keys(), "label")):
         if unmatched:
             count = plural(len(unmatched), "video")
             log.warning("%s without a %s left out: %s", count, missing, abbreviate(sorted(unmatched)))
-    names = sorted(name for name in scores.keys() & truth.keys() if half in (None, half_of(truth[name].original)))
+    people = read_people(people_csv) if people_csv else None
+    matched = sorted(scores.keys() & truth.keys())
+    group = dict(zip(matched, groups_of((truth[name].original for name in matched), people), strict=True))
+    names = [name for name in matched if half in (None, half_of(group[name]))]
     if not names:
         where = f" in the {half} half" if half else ""
         raise EvaluationError(f"{submission}: has no video in common with {labels}{where}. Check both files")
+    report_unknown((truth[name].original for name in names), people)
     return VideoScores(
         names,
-        [truth[name].original for name in names],
+        [group[name] for name in names],
         np.array([scores[name] for name in names]),
         np.ones(len(names), int),
         np.array([truth[name].fake for name in names]),

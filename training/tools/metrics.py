@@ -7,7 +7,7 @@ need both classes are None if one is missing.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.files import atomic_file
+from training.datasets.people import groups_of
 
 if TYPE_CHECKING:
     from training.datasets.folds import Crops
@@ -36,26 +37,29 @@ class VideoScores(NamedTuple):
 
     Attributes:
         videos: ids.
-        originals: ids of the original videos; a real video is its own original.
+        groups: what each video is resampled with: the person in it or, if people are not known, its original; a real
+            video is its own original.
         scores: (n,), mean score of a video's frames.
         frames: (n,), number of frames.
         fake: bool (n,).
     """
 
     videos: list[str]
-    originals: list[str]
+    groups: list[str]
     scores: np.ndarray
     frames: np.ndarray
     fake: np.ndarray
 
     @classmethod
-    def from_crops(cls, crops: Crops, rows: np.ndarray, scores: np.ndarray) -> VideoScores:
-        """Average the scores (m,) of the crops in `rows` (m,) by video."""
+    def from_crops(
+        cls, crops: Crops, rows: np.ndarray, scores: np.ndarray, people: Mapping[str, str] | None = None
+    ) -> VideoScores:
+        """Average the scores (m,) of the crops in `rows` (m,) by video. `people`: person by original, if known."""
         ids, means, frames = group_means(crops.video[rows], scores)
         first = rows[np.unique(crops.video[rows], return_index=True)[1]]
         return cls(
             videos=[crops.videos[video] for video in ids],
-            originals=[crops.videos[original] for original in crops.original[first]],
+            groups=groups_of(crops.originals(first), people),
             scores=means,
             frames=frames,
             fake=crops.fake[first],
@@ -129,28 +133,28 @@ def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> tup
 
 
 def bootstrap_intervals(
-    scores: np.ndarray, labels: np.ndarray, originals: Sequence, samples: int, seed: int = 0
+    scores: np.ndarray, labels: np.ndarray, groups: Sequence, samples: int, seed: int = 0
 ) -> dict[str, tuple[float, float] | None]:
-    """Compute the percentile bootstrap interval of each metric, resampling originals together with their fakes.
+    """Compute the percentile bootstrap interval of each metric, resampling groups of videos.
 
     Samples that lack a class that the data has are discarded.
 
     Args:
         scores: (n,).
         labels: (n,).
-        originals: (n,), the original of each video; a real video is its own original.
+        groups: (n,), the group of each video, see `VideoScores`.
         samples: number of bootstrap samples.
         seed: random seed.
 
     Returns:
         (low, high) by metric; None where the metric is None.
     """
-    _, group, sizes = np.unique(originals, return_inverse=True, return_counts=True)
-    groups = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
     rng = np.random.default_rng(seed)
     results: list[Metrics] = []
     while len(results) < samples:
-        rows = np.concatenate([groups[index] for index in rng.integers(len(groups), size=len(groups))])
+        rows = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
         if labels[rows].any() == labels.any() and labels[rows].all() == labels.all():
             results.append(evaluate(scores[rows], labels[rows]))
     return {name: _interval([result[name] for result in results]) for name in results[0] if name != "videos"}
