@@ -214,7 +214,7 @@ def learner() -> tuple[Learner, dict[str, Any]]:
         {"pretrained": False, "optimizer.type": "Adam", "optimizer.momentum": 0, "optimizer.nesterov": False},
     )
     arguments = Namespace(
-        seed=1, fold=0, crops_dir="crops", public_validation=False, label_smoothing=0.01, padding_part=3,
+        seed=1, fold=0, hold_out=[], crops_dir="crops", public_validation=False, label_smoothing=0.01, padding_part=3,
         dropout="face", no_hardcore=False, no_oversample=False, only_changed_frames=False, freeze_epochs=0,
     )  # fmt: skip
     with init_distributed("cpu") as dist:

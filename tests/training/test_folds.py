@@ -66,6 +66,17 @@ def test_fakes_of_validated_originals_are_not_trained_on(tmp_path: Path) -> None
     assert names(crops, training_rows(crops, 0)) == {"s/0_0.png", "g/0_0.png"}
 
 
+def test_held_out_folds_are_not_trained_on(tmp_path: Path) -> None:
+    """Neither are fakes of their originals, nor the originals of their fakes."""
+    rows = [(f"{kind}{fold}", "0_0.png", int(kind == "f"), f"r{fold}", 0, fold) for fold in range(5) for kind in "rf"]
+    rows += [("g2", "0_0.png", 1, "r2", 0, 1), ("g1", "0_0.png", 1, "r1", 0, 3)]
+    crops = make_crops(tmp_path, rows)
+    assert names(crops, training_rows(crops, 0, held_out=[3, 2])) == {"r4/0_0.png", "f4/0_0.png"}
+    assert names(crops, validation_rows(crops, 0)) == {"r0/0_0.png", "f0/0_0.png"}
+    with pytest.raises(FoldsError, match=r"--hold-out 7: .*0, 1, 2, 3, 4"):
+        training_rows(crops, 0, held_out=[1, 7])
+
+
 def test_public_validation(tmp_path: Path) -> None:
     """aassnaulhq and aayfryxljh are public test videos; fold 0 is still held out."""
     rows = [(v, "0_0.png", int(v[0] == "f"), v, 0, n) for n, v in enumerate(("r0", "r1", "f1"))]

@@ -407,6 +407,19 @@ def test_short_epochs_follow_the_schedule(root: Path) -> None:
         assert (line["lr"], line["classifier_lr"]) == (pytest.approx(0.001 * factor), pytest.approx(0.002 * factor))
 
 
+def test_held_out_fold(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One of the two other folds is trained on, and the run does not resume with both."""
+    caplog.set_level("INFO")
+    options = ("--set", "batches_per_epoch=1", "--freeze-epochs", 2)
+    assert run(root, *options, "--epochs", 1, "--hold-out", 2) == 0
+    assert "training data: 18 real images, 18 fake images" in caplog.text
+    assert "validation data: 6 real videos, 6 fake videos" in caplog.text
+    with pytest.raises(ResumeError, match=r"hold_out was \[2\], is null"):
+        run(root, *options, "--epochs", 2)
+    assert run(root, *options, "--epochs", 2, "--hold-out", 2, 2) == 0
+    assert [line["epoch"] for line in face_crops.log(root)] == [0, 1]
+
+
 def test_prefix_of_the_configuration(root: Path) -> None:
     options = ("--set", "batches_per_epoch=1", "--epochs", 1, "--freeze-epochs", 1, "--set", "prefix=mine_")
     assert run(root, *options) == run(root, *options, "--prefix", "") == 0
@@ -531,6 +544,7 @@ def test_validates_on_one_class_with_a_warning(root: Path, caplog: pytest.LogCap
     ("options", "named"),
     [
         (("--fold", 9), "fold 9"),
+        (("--hold-out", 1, 9), "--hold-out 9: .*0, 1, 2"),
         (("--crops-dir", "nowhere"), r"nowhere: .*extract_crops\.py"),
         (("--folds-csv", "none.csv"), r"none\.csv: "),
         (("--set", "optimizer.batch_size=500"), r"optimizer\.batch_size"),

@@ -209,20 +209,24 @@ def half_of(group: str) -> str:
     return HALVES[zlib.crc32(group.encode(errors="surrogatepass")) % 2]
 
 
-def training_rows(crops: Crops, fold: int, public: bool = False) -> np.ndarray:
-    """Return the rows to train on: the other folds, without official test sets and all crops of validated originals.
+def training_rows(crops: Crops, fold: int, public: bool = False, held_out: Sequence[int] = ()) -> np.ndarray:
+    """Return the rows to train on: the other folds, without official test sets and all crops of held-out originals.
 
     Args:
         crops: list of the crops.
-        fold: fold that is held out.
+        fold: fold to validate on, which is held out.
         public: whether the validation uses DFDC's public test set instead of the fold.
+        held_out: further folds that are held out.
 
     Raises:
-        FoldsError: a class has no crops.
+        FoldsError: a class has no crops, or a held-out fold does not exist.
     """
-    validated = _is_validated(crops, fold, public)
-    leaking = np.isin(crops.original, np.unique(crops.original[validated]))
-    rows = np.flatnonzero((crops.fold != fold) & (crops.fold >= 0) & ~validated & ~leaking)
+    missing = sorted(set(held_out) - set(crops.fold.tolist()))
+    if missing:
+        raise FoldsError(f"--hold-out {missing[0]}: no such fold. Choose others ({_list_folds(crops)})")
+    evaluated = _is_validated(crops, fold, public) | np.isin(crops.fold, held_out)
+    leaking = np.isin(crops.original, np.unique(crops.original[evaluated]))
+    rows = np.flatnonzero((crops.fold != fold) & (crops.fold >= 0) & ~leaking)
     fakes = int(crops.fake[rows].sum())
     if not 0 < fakes < len(rows):
         raise FoldsError(

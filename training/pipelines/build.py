@@ -130,7 +130,7 @@ def build_training_dataset(args: argparse.Namespace, config: Config, masks: bool
         source = replace(source, cache=cache)
     return ClassifierDataset(
         source,
-        training_rows(source.crops, args.fold, args.public_validation),
+        training_rows(source.crops, args.fold, args.public_validation, args.hold_out),
         Augmentation(config.size, config.augmentation),
         args.seed,
         label_smoothing=args.label_smoothing,
@@ -231,6 +231,7 @@ def run_settings(args: argparse.Namespace, config: Config, crops: Crops, dist: D
         "seed": args.seed,
         "fold": args.fold,
         "crops_dir": str(args.crops_dir),
+        "hold_out": sorted(set(args.hold_out)) or None,  # null: as in earlier versions, which lack the key
         "public_validation": args.public_validation,
         "label_smoothing": args.label_smoothing,
         "padding_part": args.padding_part,

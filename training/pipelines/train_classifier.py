@@ -55,6 +55,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")
     add("--folds-csv", type=Path, metavar="CSV", help="list of the crops (default: folds.csv in DATA_ROOT)")
     add("--fold", type=int, default=0, help="fold to validate on; the others are trained on")
+    add(
+        "--hold-out",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="further folds that are not trained on, to evaluate the network on them",
+    )
     add("--public-validation", action="store_true", help="validate on the 400 videos of DFDC's public test set instead")
     add("--label-smoothing", type=options.label_smoothing, default=0.01, help="distance of the labels from 0 and 1")
     add(
