@@ -53,8 +53,8 @@ def write_json(path: Path | None, work: str, result: Mapping[str, Any]) -> None:
     Args:
         path: the value of --json; None writes nothing.
         work: what was measured, such as "2 clips, 66 faces, one B7".
-        result: `ratio`, `stages` (name to dict), and `max_score_difference` or `outputs_equal`; `headings` replaces
-            headings of `benchmarks.tables.COLUMNS`.
+        result: `stages` (name to dict) and, if they were measured, `ratio`, and `max_score_difference` or
+            `outputs_equal`; `headings` replaces headings of `benchmarks.tables.COLUMNS`.
     """
     if path:
         module = f"benchmarks.{Path(sys.argv[0]).stem}"

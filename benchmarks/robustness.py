@@ -1,6 +1,6 @@
 """Measure how a classifier's metrics change when its crops are compressed, resized, darkened, rotated or shifted.
 
-    python -m benchmarks.robustness --checkpoint FILE --data-dir DATA_ROOT [--fold 0] [--half report]
+    python -m benchmarks.robustness --checkpoint FILE --data-dir DATA_ROOT [--fold 0] [--half report] [--json OUT]
 
 Scores the crops that training.pipelines.evaluate scores, once per modification. A model that detects compression
 artifacts instead of face swaps degrades most in the JPEG rows.
@@ -9,6 +9,7 @@ artifacts instead of face swaps degrades most in the JPEG rows.
 from __future__ import annotations
 
 import argparse
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 
 from common import cli
+from common.files import atomic_write, make_folder
 from training.datasets.crop_source import CropSource
 from training.options import HALVES, add_data_arguments
 from training.pipelines.scoring import EvaluationError, read_fold, score_fold
@@ -98,14 +100,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--half", choices=HALVES, default="report", help="half of the fold's originals, with their fakes"
     )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the metrics to this file")
     add_data_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     """Print the metrics for each modification. Return the exit status."""
+    if args.json:
+        make_folder(args.json.parent)  # report an unusable folder before the work, not after
     fold = read_fold(args)
-    source = fold.source
+    source, results = fold.source, dict[str, dict[str, float | int | None]]()
     print(f"{'':24}{'AUC':>7}{'log loss':>10}{'true positives':>16}{'false positives':>17}")
     for name, modify in MODIFICATIONS.items():
         modified = fold._replace(source=ModifiedSource(source.root, source.crops_dir, source.crops, modify=modify))
@@ -113,11 +118,18 @@ def main(args: argparse.Namespace) -> int:
         metrics, positive = evaluate(videos.scores, videos.fake), videos.scores > THRESHOLD
         if metrics["auc"] is None:
             raise EvaluationError(f"{args.data_dir}: fold {args.fold} has only one class. Choose another --fold")
+        rates = {
+            "true_positives": float(positive[videos.fake].mean()),
+            "false_positives": float(positive[~videos.fake].mean()),
+        }
+        results[name] = metrics | rates
         print(
             f"{name:24}{metrics['auc']:7.3f}{metrics['log_loss']:10.3f}"
-            f"{positive[videos.fake].mean():16.1%}{positive[~videos.fake].mean():17.1%}",
+            f"{rates['true_positives']:16.1%}{rates['false_positives']:17.1%}",
             flush=True,
         )
+    if args.json:
+        atomic_write(args.json, json.dumps(results, indent=4) + "\n")
     return cli.OK
 
 

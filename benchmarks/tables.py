@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ from common.text import plural
 
 PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results"
 TABLE = re.compile(r"(<!-- ([\w-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Format a mean and a standard deviation."""
+    return "{:.3f} ± {:.3f}".format(*values)
+
+
 # Heading and format of a table's columns, by the keys of a stage.
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "plain": ("Plain", "{:.2f} s".format),
@@ -35,6 +42,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "limited_by": ("Limit", str),
     "plain_memory": ("Memory, plain", "{:.0f} MiB".format),
     "memory": ("Memory", "{:.0f} MiB".format),
+    "crops_seen": ("Crops seen", "{:,}".format),
+    "auc": ("AUC", spread),
+    "log_loss": ("Log loss", spread),
+    "swaps_auc": ("AUC on swaps", spread),
 }
 
 
@@ -76,13 +87,13 @@ def table(result: Mapping[str, Any]) -> str:
     for name, stage in stages.items():
         cells = [COLUMNS[key][1](stage[key]) if key in stage else "" for key in keys]
         lines.append("| " + " | ".join([name, *cells]) + " |")
-    lines += ["", _summary(result)]
-    return "\n".join(lines)
+    summary = _summary(result)
+    return "\n".join([*lines, "", summary] if summary else lines)
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    """Return the sentences about the ratio and the differences."""
-    sentences = [f"Speedup: **{result['ratio']:.1f}**."]
+    """Return the sentences about the ratio and the differences, if there are any."""
+    sentences = [f"Speedup: **{result['ratio']:.1f}**."] if "ratio" in result else []
     if "max_score_difference" in result:
         sentences.append(f"Largest difference between video scores: {result['max_score_difference']:.2g}.")
     if "max_box_difference" in result:

@@ -234,10 +234,15 @@ def test_report_is_measured_on_the_other_half(retrained: Path, tmp_path: Path) -
 
 def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
     """AUC, log loss, true and false positive rates for each modification of the crops, starting with none."""
-    options = ("--checkpoint", checkpoint, "--data-dir", root, "--workers", 0)
+    options = ("--checkpoint", checkpoint, "--data-dir", root, "--workers", 0, "--json", root / "robustness.json")
     done = programs.run([sys.executable, "-m", "benchmarks.robustness", *options], cwd=face_crops.ROOT)
     assert done.returncode == 0, done.stderr
-    return [line.split()[-4:] for line in done.stdout.splitlines()[1:]]
+    printed = [line.split()[-4:] for line in done.stdout.splitlines()[1:]]
+    written = json.loads((root / "robustness.json").read_text()).values()
+    for values, metrics in zip(printed, written, strict=True):
+        assert values[:2] == [f"{metrics[name]:.3f}" for name in ("auc", "log_loss")]
+        assert values[2:] == [f"{metrics[name]:.1%}" for name in ("true_positives", "false_positives")]
+    return printed
 
 
 @pytest.mark.slow

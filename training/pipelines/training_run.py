@@ -47,8 +47,7 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         return 0
     for folder in (args.output_dir, args.logdir):
         make_folder(folder)
-    name = f"{config.prefix if args.prefix is None else args.prefix}{config.network}_{config.encoder}_{args.fold}"
-    checkpoints = Checkpoints(args.output_dir, name, every_epoch=args.keep == "all")
+    checkpoints = Checkpoints(args.output_dir, run_name(args, config), every_epoch=args.keep == "all")
     # In this order, because PyTorch also reports a lost process as a failure of NCCL.
     with device_errors(REMEDY), init_distributed(args.device) as dist:
         for folder in (args.output_dir, args.logdir):
@@ -58,6 +57,11 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         if dist.is_main_process:
             print(next_steps(checkpoints, best, args.logdir))
     return 0
+
+
+def run_name(args: argparse.Namespace, config: Config) -> str:
+    """Return the name of a run, with which the names of its checkpoints and of its log start."""
+    return f"{config.prefix if args.prefix is None else args.prefix}{config.network}_{config.encoder}_{args.fold}"
 
 
 def _start_or_resume(args: argparse.Namespace, config: Config, checkpoints: Checkpoints, dist: Distributed) -> Best:
