@@ -73,7 +73,8 @@ def swap_face(
     Raises:
         ValueError: the landmarks of a face coincide.
     """
-    matrix, _ = cv2.estimateAffinePartial2D(np.float64(other_landmarks), np.float64(landmarks), method=cv2.LMEDS)
+    points, other_points = (np.asarray(p, np.float32) for p in (landmarks, other_landmarks))
+    matrix, _ = cv2.estimateAffinePartial2D(other_points, points, method=cv2.LMEDS)
     if matrix is None:
         raise ValueError("landmarks that coincide")
     warped = _warp(other, matrix)
