@@ -109,6 +109,17 @@ def main(args: argparse.Namespace) -> int:
     """Print the metrics for each modification. Return the exit status."""
     if args.json:
         make_folder(args.json.parent)  # report an unusable folder before the work, not after
+    results = measure(args)
+    if args.json:
+        atomic_write(args.json, json.dumps(results, indent=4) + "\n")
+    return cli.OK
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, float | int | None]]:
+    """Return the metrics for each modification, with the rates of true and false positives. Print each as it is known.
+
+    Raises UserError.
+    """
     fold = read_fold(args)
     source, results = fold.source, dict[str, dict[str, float | int | None]]()
     print(f"{'':24}{'AUC':>7}{'log loss':>10}{'true positives':>16}{'false positives':>17}")
@@ -128,9 +139,7 @@ def main(args: argparse.Namespace) -> int:
             f"{rates['true_positives']:16.1%}{rates['false_positives']:17.1%}",
             flush=True,
         )
-    if args.json:
-        atomic_write(args.json, json.dumps(results, indent=4) + "\n")
-    return cli.OK
+    return results
 
 
 if __name__ == "__main__":

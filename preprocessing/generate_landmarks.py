@@ -11,7 +11,6 @@ released checkpoints. --device auto is the CPU in this stage.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from preprocessing.contact_sheet import LANDMARK_COLORS, Sample
 from preprocessing.crop_kinds import check_kind
 from preprocessing.crops import DEFAULT_CROP, MarginCrop, SquareCrop
 from preprocessing.images import list_images, read_image
+from preprocessing.landmark_files import encode_landmarks
 from preprocessing.layout import CROP_SUFFIX, LANDMARKS, LANDMARKS_SUFFIX, landmarks_name
 
 if TYPE_CHECKING:
@@ -121,13 +121,6 @@ def face_points(
     overlaps = [overlap(face.box, box - np.tile(corner, 2)) for face in faces]
     best = max(range(len(faces)), key=overlaps.__getitem__, default=None)
     return None if best is None or overlaps[best] < SAME_FACE else faces[best].points
-
-
-def encode_landmarks(points: np.ndarray) -> bytes:
-    """Encode points (5, 2), rounded to int16, as an .npy file."""
-    content = io.BytesIO()
-    np.save(content, np.around(points).astype(np.int16))
-    return content.getvalue()
 
 
 def draw_landmarks(crop: np.ndarray, points: np.ndarray) -> np.ndarray:

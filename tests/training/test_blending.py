@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from skimage.data import astronaut
@@ -95,6 +96,9 @@ def test_swap_inserts_the_other_face(poisson: bool) -> None:
     assert not changed[[0, 0, -1, -1], [0, -1, 0, -1]].any()
     inserted, target = swapped[inside].mean(axis=(0, 1)), FACE[inside].mean(axis=(0, 1))
     assert np.abs(inserted - target).max() < 30  # the other face's colors differ by up to 80
+    larger = cv2.resize(np.ascontiguousarray(other), None, fx=1.5, fy=1.5)
+    resized = swap_face(FACE, LANDMARKS, larger, mirrored * 1.5, poisson)
+    assert difference(resized, swapped).mean() < 3
     itself = swap_face(FACE, LANDMARKS, FACE, LANDMARKS, poisson)
     assert difference(itself, FACE).mean() < 1
 

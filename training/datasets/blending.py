@@ -50,7 +50,7 @@ def self_blend(image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generato
         (width / 2, height / 2), rng.uniform(-ANGLE, ANGLE), 1 + rng.uniform(-SCALE, SCALE)
     )
     matrix[:, 2] += rng.uniform(-SHIFT, SHIFT, 2) * (width, height)
-    inserted = _warp(inserted, matrix)
+    inserted = _warp(inserted, matrix, image.shape)
     opacity = _soften(_region(image.shape[:2], landmarks, rng), rng) * rng.choice(OPACITIES)
     return blend(inserted, around, opacity), np.rint(opacity * 255).astype(np.uint8)
 
@@ -77,7 +77,7 @@ def swap_face(
     matrix, _ = cv2.estimateAffinePartial2D(other_points, points, method=cv2.LMEDS)
     if matrix is None:
         raise ValueError("landmarks that coincide")
-    warped = _warp(other, matrix)
+    warped = _warp(other, matrix, image.shape)
     known = cv2.warpAffine(np.ones(other.shape[:2], np.uint8), matrix, image.shape[1::-1])
     face = outline(image.shape[:2], landmarks) & (known > 0)
     if not face.any():
@@ -146,5 +146,6 @@ def _soften(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(cv2.GaussianBlur(deformed, (0, 0), rng.uniform(*SOFTNESS) * side), 0, 1)
 
 
-def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return cv2.warpAffine(image, matrix, image.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+def _warp(image: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Transform an image into one of this shape, continued by reflection."""
+    return cv2.warpAffine(image, matrix, shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)

@@ -86,8 +86,13 @@ def _calibrated_weights(
 
 
 def training_of(path: Path) -> dict[str, Any]:
-    """Return the epoch and the settings (without paths of pretrained weights) of RUN_last.pt; {} for others."""
+    """Return how a checkpoint was trained: the epoch and the settings, without paths of pretrained weights.
+
+    These are known of RUN_last.pt and of files made from it; {} for others.
+    """
     checkpoint = read_checkpoint(path)
+    if isinstance(checkpoint.get("trained"), dict):
+        return checkpoint["trained"]
     try:
         settings = checkpoint["training"]["settings"]
         config = {key: value for key, value in settings["config"].items() if key != "pretrained"}

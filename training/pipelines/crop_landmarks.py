@@ -24,8 +24,8 @@ from common.files import atomic_folder
 from common.outcome import Job, Outcome
 from preprocessing import stage
 from preprocessing.boxes import overlap
-from preprocessing.generate_landmarks import encode_landmarks
 from preprocessing.images import read_image
+from preprocessing.landmark_files import encode_landmarks
 from preprocessing.layout import FOLDS_CSV, LANDMARKS, landmarks_name
 
 VERSION = 1

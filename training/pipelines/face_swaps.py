@@ -86,12 +86,15 @@ def main(args: argparse.Namespace) -> int:
         rows = validation_rows(crops, fold)
         reals = rows[~crops.fake[rows]]
         faces = [face for row in reals if (face := read_face(source, int(row)))]
+        if len({crops.original[face.row] for face in faces}) < 2:
+            raise UserError(
+                f"fold {fold}: needs two videos with landmarks. Choose other --folds, or run "
+                "python -m training.pipelines.crop_landmarks"
+            )
         without += len(reals) - len(faces)
         for face in faces:
             rng = np.random.default_rng((args.seed, face.row))
             partner = find_partner(face, faces, crops.original, rng)
-            if partner is None:
-                raise UserError(f"fold {fold}: needs faces of two videos with landmarks. Choose other --folds")
             video, file = (
                 crops.videos[crops.video[face.row]],
                 Path(crops.files[crops.file[face.row]]).with_suffix(".png"),
@@ -118,11 +121,9 @@ def read_face(source: CropSource, row: int) -> Face | None:
     return Face(row, points, (points - points.mean(axis=0)) / distance, float(image.mean())) if distance else None
 
 
-def find_partner(face: Face, faces: list[Face], original: np.ndarray, rng: np.random.Generator) -> Face | None:
-    """Return the most similar one of CANDIDATES random faces of other originals, or None if there is none."""
+def find_partner(face: Face, faces: list[Face], original: np.ndarray, rng: np.random.Generator) -> Face:
+    """Return the most similar one of CANDIDATES random faces of other originals. There must be one."""
     others = [other for other in faces if original[other.row] != original[face.row]]
-    if not others:
-        return None
     candidates = [others[index] for index in rng.permutation(len(others))[:CANDIDATES]]
 
     def distance(other: Face) -> float:
