@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make four sample clips, one of them manipulated, score them with the embedded model, print the submission and write a report.
+# Make three sample clips, score them with the embedded model, print the submission and write a report.
 set -euo pipefail
 
 usage() {
@@ -20,7 +20,7 @@ folder=$(cd "${1:-$root/demo}" && pwd)
 cd "$root"
 . ./environment.sh
 use_python "$PWD/requirements.txt"
-"$PYTHON" -m inference.demo_clips "$folder/videos"
+"$PYTHON" -m preprocessing.sample_clips "$folder/videos"
 "$PYTHON" predict_folder.py --test-dir "$folder/videos" --output "$folder/submission.csv" \
     --report "$folder/report.html"
 echo

@@ -38,7 +38,6 @@ DOCUMENTED = (
     "training.pipelines.train_classifier",
     "training.pipelines.evaluate",
     "training.pipelines.calibrate",
-    "training.pipelines.average_weights",
     "training.pipelines.crop_landmarks",
     "training.pipelines.face_swaps",
 )

