@@ -49,7 +49,7 @@ def self_blend(image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generato
     matrix = cv2.getRotationMatrix2D(
         (width / 2, height / 2), rng.uniform(-ANGLE, ANGLE), 1 + rng.uniform(-SCALE, SCALE)
     )
-    matrix[:, 2] += rng.uniform(-SHIFT, SHIFT, 2) * (width, height)
+    matrix[:, 2] = matrix[:, 2] + rng.uniform(-SHIFT, SHIFT, 2) * (width, height)
     inserted = _warp(inserted, matrix, image.shape)
     opacity = _soften(_region(image.shape[:2], landmarks, rng), rng) * rng.choice(OPACITIES)
     return blend(inserted, around, opacity), np.rint(opacity * 255).astype(np.uint8)
