@@ -27,6 +27,7 @@ from common.text import plural
 from preprocessing.layout import FOLDS_CSV
 from training.datasets.crop_source import CropSource
 from training.datasets.folds import read_folds, validation_rows
+from training.options import add_crops_arguments
 
 # dlib recommends 0.6 as the limit for two crops of one person; crops of DFDC's tight squares need a lower one.
 DISTANCE = 0.5
@@ -37,10 +38,8 @@ BORDER = 0.18
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
+    add_crops_arguments(parser)
     add = parser.add_argument
-    add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
-    add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")
-    add("--folds-csv", type=Path, metavar="CSV", help="list of the crops (default: folds.csv in DATA_ROOT)")
     add("--fold", type=int, default=0, help="fold whose people are found")
     add("--distance", type=float, default=DISTANCE, help="largest mean distance between two clusters of one person")
     add("--output", type=Path, required=True, metavar="CSV", help="file to write")

@@ -31,6 +31,7 @@ from benchmarks.tables import table
 from common import cli
 from common.errors import UserError
 from common.files import make_folder
+from training.options import add_crops_arguments
 
 
 class Run(NamedTuple):
@@ -48,10 +49,8 @@ class Run(NamedTuple):
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
+    add_crops_arguments(parser)
     add = parser.add_argument
-    add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
-    add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")
-    add("--folds-csv", type=Path, metavar="CSV", help="list of the crops (default: folds.csv in DATA_ROOT)")
     add("--settings", type=Path, required=True, metavar="JSON", help="settings to compare")
     add("--folds", type=int, nargs="+", required=True, metavar="N", help="folds to evaluate on, at least two")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the networks, logs and results.json")

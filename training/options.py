@@ -41,6 +41,14 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
 
 
+def add_crops_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a list of crops, of which the first is required."""
+    add = parser.add_argument
+    add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
+    add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")
+    add("--folds-csv", type=Path, metavar="CSV", help="list of the crops (default: folds.csv in DATA_ROOT)")
+
+
 def default_workers() -> int:
     """Return the number of data loading workers of a process: its share of the CPU cores, at most MAX_WORKERS."""
     return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

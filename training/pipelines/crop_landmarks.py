@@ -27,6 +27,7 @@ from preprocessing.boxes import overlap
 from preprocessing.images import read_image
 from preprocessing.landmark_files import encode_landmarks
 from preprocessing.layout import FOLDS_CSV, LANDMARKS, landmarks_name
+from training.options import add_crops_arguments
 
 VERSION = 1
 
@@ -34,10 +35,8 @@ VERSION = 1
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
+    add_crops_arguments(parser)
     add = parser.add_argument
-    add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
-    add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")
-    add("--folds-csv", type=Path, metavar="CSV", help="list of the crops (default: folds.csv in DATA_ROOT)")
     add("--workers", type=cli.positive, help="number of worker processes (default: one per CPU core)")
     add("--retry-failed", action="store_true", help="re-run the videos that failed in an earlier run")
     return parser

@@ -63,10 +63,8 @@ class Face(NamedTuple):
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     parser = cli.make_parser(__doc__)
+    options.add_crops_arguments(parser)
     add = parser.add_argument
-    add("--data-dir", type=Path, required=True, metavar="DATA_ROOT", help="folder of the dataset")
-    add("--crops-dir", type=Path, default=Path("crops"), metavar="DIR", help="folder of the crops within DATA_ROOT")
-    add("--folds-csv", type=Path, metavar="CSV", help="list of the crops (default: folds.csv in DATA_ROOT)")
     add("--folds", type=int, nargs="+", default=[0], metavar="N", help="folds whose faces are swapped")
     add("--output-dir", type=Path, default=Path("swaps"), metavar="DIR", help="folder to write, within DATA_ROOT")
     add("--seed", type=options.seed, default=777, help="random seed")
