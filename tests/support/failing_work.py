@@ -11,6 +11,7 @@ from common.errors import ClipError
 from common.files import OutputError, atomic_write
 from common.outcome import Job, Outcome
 from common.watchdog import native_call
+from tests.support import programs
 
 
 def work(name: str, output: Path) -> Outcome:
@@ -31,8 +32,15 @@ def work(name: str, output: Path) -> Outcome:
             time.sleep(600)
     if name.startswith("slow"):
         time.sleep(0.5)
+    if name.startswith("waits"):
+        programs.wait_for(lambda: len(processes(output.parent) - {str(os.getpid())}) >= 4, "results of four others")
     atomic_write(output, f"{os.getpid()} {threading.active_count()} {os.environ['OMP_NUM_THREADS']}")
     return Outcome("ok", counts={"files": 1})
+
+
+def processes(folder: Path) -> set[str]:
+    """Return the identifiers of the processes that wrote results of :func:`work` to the folder."""
+    return {path.read_text().split()[0] for path in folder.glob("[!.]*")}
 
 
 def make_jobs(folder: Path, *names: str) -> list[Job]:
