@@ -159,9 +159,7 @@ def classify(network: torch.nn.Module, recipe: Any, faces: list, device: torch.d
     normalized = (pixels - torch.tensor(recipe.mean, device=device)) / torch.tensor(recipe.std, device=device)
     images = normalized.permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
-        logits = network(images)
-        if recipe.flip:
-            logits = (logits + network(images.flip(3))) / 2
+        logits = torch.stack([network(view) for view in recipe.views(images)]).mean(dim=0)
     return confident_strategy(logits[:, 0].sigmoid().cpu().numpy())
 
 
@@ -214,7 +212,7 @@ def limits_of(args: argparse.Namespace, ensemble: Ensemble, faces: int) -> dict[
     """Return the seconds that stages would take at this machine's limits, and the names of the limits."""
     flops = 0
     for network, recipe in map(load_network, args.models):
-        flops += count_flops(network, torch.zeros(1 + recipe.flip, 3, recipe.size, recipe.size))
+        flops += count_flops(network, torch.cat(recipe.views(torch.zeros(1, 3, recipe.size, recipe.size))))
     rate = matmul_rate(ensemble.device, getattr(torch, ensemble.precision))
     return {
         "decode": (decode_seconds(find_videos(args.videos)[0].values()), "FFmpeg, all frames"),

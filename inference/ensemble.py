@@ -131,10 +131,8 @@ class Ensemble:
             key = recipe.crop, recipe.size, recipe.mean, recipe.std
             if key not in normalized:
                 normalized[key] = recipe.normalize(pixels[CropSpec(recipe.crop, recipe.size)])
-            logits = classifier(normalized[key])
-            if recipe.flip:
-                logits = (logits + classifier(normalized[key].flip(3))) / 2
-            rows.append(logits)
+            views = recipe.views(normalized[key])
+            rows.append(torch.stack([classifier(view) for view in views]).mean(dim=0))
         return torch.stack(rows)
 
     @torch.inference_mode()

@@ -111,7 +111,7 @@ class Explainer:
         resized = resize_longer_side(crop, recipe.size)
         square = torch.from_numpy(center_in_square(resized, recipe.size)).to(self.device)
         with device_errors(REMEDY):
-            evidence = grad_cam(network, recipe.normalize(square[None]), recipe.flip)[0].cpu().numpy()
+            evidence = grad_cam(network, recipe.normalize(square[None]), recipe)[0].cpu().numpy()
         # Cells are taken to divide the square evenly. Because of asymmetric padding, their nominal receptive fields are
         # centered half a cell farther to the bottom right, but a trained network's gradients are not.
         heat = cv2.resize(evidence, (recipe.size, recipe.size), interpolation=cv2.INTER_LINEAR)
@@ -120,20 +120,22 @@ class Explainer:
         return cv2.resize(heat[top : top + rows, left : left + columns], (width, height))
 
 
-def grad_cam(network: DeepFakeClassifier, images: torch.Tensor, flip: bool = False) -> torch.Tensor:
+def grad_cam(network: DeepFakeClassifier, images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """Return the evidence for "fake" in the cells of a network's last feature map.
 
     Args:
         network: in evaluation mode, with parameters that need no gradient.
         images: normalized images (n, 3, height, width).
-        flip: explain the mean of the logits of the images and their mirror images.
+        recipe: what the logit is the mean of. The shifts are less than a cell and opposite, so they are not undone.
 
     Returns:
         (n, rows, columns), scaled to a maximum of 1 per image; zeros if no cell speaks for "fake".
     """
-    evidence = _evidence(network, images)
-    if flip:  # before negative evidence is removed, because the evidence of both adds up to the logit
-        evidence = evidence + _evidence(network, images.flip(3)).flip(2)
+    # Negative evidence is removed afterwards, because the evidence of all views adds up to the logit.
+    shifted = recipe.shifted(images)
+    evidence = torch.stack([_evidence(network, view) for view in shifted]).sum(dim=0)
+    if recipe.flip:
+        evidence = evidence + torch.stack([_evidence(network, view.flip(3)).flip(2) for view in shifted]).sum(dim=0)
     evidence = evidence.relu().nan_to_num(posinf=0)
     return evidence / evidence.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(evidence.dtype).tiny)
 

@@ -17,6 +17,8 @@ HALVES = ("calibration", "report")
 # The margin of the crops that preprocessing writes is the face's size divided by this.
 PADDING_PART = 3
 MAX_PADDING_PART = 1000
+# Largest shift of a crop whose logits are averaged, as a fraction of its side.
+MAX_SHIFT = 0.25
 MAX_WORKERS = 16
 # Largest seed of PyTorch's generator.
 MAX_SEED = 2**64 - 1
@@ -85,6 +87,13 @@ def label_smoothing(text: str) -> float:
     """Argument type: a number in [0, 0.5)."""
     if not 0 <= float(text) < 0.5:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 0.5)")
+    return float(text)
+
+
+def shift(text: str) -> float:
+    """Argument type: a number from 0 to MAX_SHIFT."""
+    if not 0 <= float(text) <= MAX_SHIFT:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {MAX_SHIFT}")
     return float(text)
 
 

@@ -193,7 +193,7 @@ class CheckpointTarget(Target):
         torch.set_num_threads(1)
         ensemble = Ensemble([folder / "checkpoint.pt"], "cpu", rng.choice(("float32", "float32", "bfloat16")))
         [recipe], [spec] = ensemble.recipes, ensemble.crop_specs
-        numbers = (*recipe.mean, *recipe.std, recipe.size, *vars(recipe.crop).values())
+        numbers = (*recipe.mean, *recipe.std, recipe.size, recipe.shift, *vars(recipe.crop).values())
         expect(all(type(number) in (int, float) and math.isfinite(number) for number in numbers), f"{recipe}")
         expect(type(recipe.flip) is bool, f"flip {recipe.flip!r}")
         window = spec.rule.window(np.array([10, 10, 1000, 1000]))

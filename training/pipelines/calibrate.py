@@ -10,8 +10,8 @@ checkpoint is used like any other. It has float16 weights and none of the state 
 The new checkpoint also stores verdict bands: the scores up to which a face is likely real and from which it is likely
 fake, with at most 5 % of each class on the wrong side. --bands-only adds them to a checkpoint without changing scores.
 
-With --flip, the new checkpoint uses flip averaging, in calibration and in prediction, which then takes two forward
-passes per crop.
+With --flip, the new checkpoint averages the logits of a crop and its mirror image, and with --shift those of the crop
+shifted up and down, in calibration and in prediction. Each option doubles the number of forward passes per crop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if not __package__:
 from common import cli
 from common.errors import UserError
 from common.files import make_folder
-from training.options import HALVES, add_data_arguments
+from training import options
+from training.options import HALVES
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -36,7 +37,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--bands-only", action="store_true", help="add verdict bands and leave the scores as they are")
     parser.add_argument("--flip", action="store_true", help="average the logits of each crop and its mirror image")
-    add_data_arguments(parser)
+    parser.add_argument(
+        "--shift",
+        type=options.shift,
+        default=0.0,
+        metavar="S",
+        help="average the logits of each crop shifted up and down by this fraction of its side",
+    )
+    options.add_data_arguments(parser)
     parser.set_defaults(half=HALVES[0])
     return parser
 
@@ -45,8 +53,9 @@ def main(args: argparse.Namespace) -> int:
     """Write the calibrated checkpoint. Return the exit status."""
     if args.output.resolve() == args.checkpoint.resolve():
         raise UserError(f"--output {args.output}: would overwrite the checkpoint to calibrate. Choose another name")
-    if args.flip and args.bands_only:
-        raise UserError("--flip: would change the scores, which --bands-only keeps. Use one of them")
+    if args.bands_only and (args.flip or args.shift):
+        option = "--flip" if args.flip else "--shift"
+        raise UserError(f"{option}: would change the scores, which --bands-only keeps. Use one of them")
     make_folder(args.output.parent)
 
     from training.pipelines.calibration import calibrate  # loads PyTorch and scikit-learn, which takes seconds

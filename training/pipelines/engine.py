@@ -296,7 +296,7 @@ def score_crops(
 
     Args:
         network: set to evaluation mode in place.
-        recipe: the network's input, and whether to average over flips.
+        recipe: the network's input, and what to average over.
         batches: batches of this process.
         dist: this process and its device.
         amp_dtype: AMP dtype; None for float32.
@@ -335,8 +335,8 @@ def score_crops(
 
 def _logits(network: nn.Module, recipe: Recipe, images: torch.Tensor, amp_dtype: torch.dtype | None) -> torch.Tensor:
     """Return the logits (n,) of uint8 images (n, size, size, 3) as `inference.ensemble.Ensemble` computes them."""
-    logits, _ = forward(network, recipe, images, amp_dtype)
-    return (logits + forward(network, recipe, images.flip(2), amp_dtype)[0]) / 2 if recipe.flip else logits
+    views = [view.permute(0, 2, 3, 1) for view in recipe.views(images.permute(0, 3, 1, 2))]
+    return torch.stack([forward(network, recipe, view, amp_dtype)[0] for view in views]).mean(dim=0)
 
 
 def _sync_gradients(model: Callable, last: bool) -> contextlib.AbstractContextManager:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from preprocessing.crops import CROP_TYPES, RANGES, MarginCrop, SquareCrop
+from training.options import MAX_SHIFT
 from training.zoo import ENCODERS, NETWORKS
 from training.zoo.unet import EfficientUnetClassifier
 
@@ -25,8 +26,9 @@ SIZES = (32, 1024)
 # Mean and standard deviation of RGB values in 0 to 1. The input is at most 1/std, which must also fit float16.
 MEANS: Range = (0.0, 1.0)
 STDS: Range = (0.001, 10.0)
+SHIFTS: Range = (0.0, MAX_SHIFT)
 # Keys that checkpoints of earlier versions lack.
-OPTIONAL = ("bands", "flip")
+OPTIONAL = ("bands", "flip", "shift")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Recipe:
         crop: the part of the frame around a face.
         bands: verdicts by score; None if the checkpoint is not calibrated.
         flip: flip averaging: a crop's logit is the mean of the logits of the crop and its mirror image.
+        shift: if not 0, a crop's logit is the mean of the logits of the crop shifted up and down by this fraction of
+            its side.
     """
 
     network: str = "DeepFakeClassifier"
@@ -72,11 +76,25 @@ class Recipe:
     crop: MarginCrop | SquareCrop = field(default_factory=MarginCrop)
     bands: Bands | None = None
     flip: bool = False
+    shift: float = 0.0
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Normalize uint8 (n, size, size, 3) to float32 (n, 3, size, size) in channels-last memory format."""
         mean, std = (_on_device(values, images.device) for values in (self.mean, self.std))
         return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+    def views(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the versions of images (n, channels, size, size) whose logits are averaged."""
+        shifted = self.shifted(images)
+        return [*shifted, *(view.flip(3) for view in shifted)] if self.flip else shifted
+
+    def shifted(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return images shifted up and down, with the rows at the border repeated, or only the images for no shift."""
+        rows = round(self.shift * images.shape[2])
+        if not rows:
+            return [images]
+        top, bottom = (images[:, :, [row] * rows] for row in (0, -1))
+        return [torch.cat([images[:, :, rows:], bottom], dim=2), torch.cat([top, images[:, :, :-rows]], dim=2)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as it is stored in a checkpoint."""
@@ -95,6 +113,7 @@ class Recipe:
             crop=_crop(values["crop"]),
             bands=_bands(values.get("bands")),
             flip=_boolean("flip", values.get("flip", False)),
+            shift=_number("shift", values.get("shift", 0), SHIFTS),
         )
         check_size(recipe.network, recipe.size)
         return recipe

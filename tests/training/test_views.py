@@ -1,4 +1,4 @@
-"""Flip averaging: validation, calibration and prediction use the mean logit of a crop and its mirror image."""
+"""Validation, calibration and prediction use the mean logit of a crop, its mirror image and their shifted versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from training.tools.config import read_config
 DEFAULT = face_crops.ROOT / "weights/default_lite0.pt"
 
 
-def test_validation_averages_logits(tmp_path: Path) -> None:
+def test_validation_averages_logits_of_mirror_images(tmp_path: Path) -> None:
     config = read_config(face_crops.config(tmp_path, optimizer__batch_size=4))
     learner, batch = make_learner(config, torch.device("cpu")), random_batch(config)
     rows, scores = score_crops(learner.network, replace(learner.recipe, flip=True), [batch] * 2, learner.dist)
@@ -39,6 +39,25 @@ def test_validation_averages_logits(tmp_path: Path) -> None:
     assert np.abs(expected - logits.sigmoid().numpy()).max() > 1e-3
     assert rows.tolist() == [0, 1, 2, 3] * 2
     np.testing.assert_allclose(scores, np.tile(expected, 2), atol=1e-5)
+
+
+def test_validation_averages_logits_of_shifted_crops(tmp_path: Path) -> None:
+    """By 0.1 * 64 = 6 pixels up and down, with the first and the last row repeated."""
+    config = read_config(face_crops.config(tmp_path, optimizer__batch_size=4))
+    learner, batch = make_learner(config, torch.device("cpu")), random_batch(config)
+    recipe = replace(learner.recipe, flip=True, shift=0.1)
+    _, scores = score_crops(learner.network, recipe, [batch], learner.dist)
+    images = batch.images.numpy()
+    padded = np.pad(images, ((0, 0), (6, 6), (0, 0), (0, 0)), "edge")
+    shifted = [padded[:, 12:], padded[:, :-12]]
+    with torch.inference_mode():
+        logits = [
+            learner.network(recipe.normalize(torch.from_numpy(view.copy())))[:, 0].double()
+            for view in [*shifted, *(view[:, :, ::-1] for view in shifted)]
+        ]
+    expected = torch.stack(logits).mean(dim=0).sigmoid().numpy()
+    assert np.abs(expected - (logits[0] + logits[2]).div(2).sigmoid().numpy()).max() > 1e-3
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +90,12 @@ def run(script: str, *options: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def flipped(data: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, calibrated with flip averaging."""
-    path = tmp_path_factory.mktemp("calibrated") / "flipped.pt"
-    calibrate(DEFAULT, path, data[0], "--flip")
-    return path
+    """The embedded model without shifts, calibrated with flip averaging."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    recipe = replace(load_network(DEFAULT)[1], flip=False, shift=0.0)
+    save_checkpoint(folder / "plain.pt", read_checkpoint(DEFAULT)["state_dict"], recipe)
+    calibrate(folder / "plain.pt", folder / "flipped.pt", data[0], "--flip")
+    return folder / "flipped.pt"
 
 
 @pytest.mark.slow
@@ -94,7 +115,7 @@ def test_calibration_fits_the_mean_logits(data: tuple, flipped: Path) -> None:
     bands, scores = found["recipe"]["bands"], expit(((logits + mirrored) / 2 - offset) / temperature)
     assert bands["fake"] == pytest.approx(max(scores[~fake].max(), 0.5), abs=1e-3)
     assert bands["real"] == pytest.approx(min(scores[fake].min(), 0.5), abs=1e-3)
-    assert replace(load_network(flipped)[1], bands=None) == replace(recipe, bands=None, flip=True)
+    assert replace(load_network(flipped)[1], bands=None) == replace(recipe, bands=None, flip=True, shift=0.0)
 
 
 @pytest.mark.slow
@@ -108,12 +129,21 @@ def test_bands_only_keeps_flip(data: tuple, flipped: Path, tmp_path: Path) -> No
     assert (after.bands.real, after.bands.fake) == pytest.approx((before.bands.real, before.bands.fake), abs=2e-3)
 
 
-def test_flip_is_refused_with_bands_only(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_calibration_with_shift(data: tuple, flipped: Path, tmp_path: Path) -> None:
+    """Views that the checkpoint averages already are kept."""
+    calibrate(flipped, tmp_path / "shifted.pt", data[0], "--shift", "0.05")
+    before, after = load_network(flipped)[1], load_network(tmp_path / "shifted.pt")[1]
+    assert replace(after, bands=None) == replace(before, bands=None, shift=0.05)
+
+
+@pytest.mark.parametrize("option", [("--flip",), ("--shift", "0.04")])
+def test_views_are_refused_with_bands_only(tmp_path: Path, option: tuple[str, ...]) -> None:
     script, output = face_crops.ROOT / "training/pipelines/calibrate.py", tmp_path / "out.pt"
-    command = [sys.executable, script, "--checkpoint", DEFAULT, "--output", output, "--flip", "--bands-only"]
+    command = [sys.executable, script, "--checkpoint", DEFAULT, "--output", output, *option, "--bands-only"]
     done = programs.run(command)
     assert done.returncode == 2
-    assert "error: --flip: " in done.stderr
+    assert f"error: {option[0]}: " in done.stderr
     assert not output.exists()
 
 
