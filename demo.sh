@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make three sample clips, score them with the embedded model, print the submission and write a report.
+# Make four sample clips, one of them manipulated, score them with the embedded model, print the submission and write a report.
 set -euo pipefail
 
 usage() {
@@ -20,11 +20,13 @@ folder=$(cd "${1:-$root/demo}" && pwd)
 cd "$root"
 . ./environment.sh
 use_python "$PWD/requirements.txt"
-"$PYTHON" -m preprocessing.sample_clips "$folder/videos"
+"$PYTHON" -m inference.demo_clips "$folder/videos"
 "$PYTHON" predict_folder.py --test-dir "$folder/videos" --output "$folder/submission.csv" \
     --report "$folder/report.html"
 echo
 echo "$folder/submission.csv (label: probability that the faces are fake; 0.5 if there is no face)"
 column -s, -t "$folder/submission.csv" 2>/dev/null || cat "$folder/submission.csv"
+echo
+echo "astronaut_manipulated.mp4 was chosen because the model recognizes it; it misses most manipulations of this kind."
 echo
 echo "$folder/report.html (open it in a browser)"

@@ -21,11 +21,11 @@ import numpy as np
 
 from benchmarks import robustness
 from benchmarks.processes import ROOT
+from benchmarks.processes import measure as run_program
 from common import cli
 from common.errors import UserError
 from common.files import atomic_write, make_folder
 from training.options import add_data_arguments
-from training.pipelines import face_swaps
 from training.pipelines.scoring import score_checkpoint
 from training.tools.checkpoint import load_network
 from training.tools.metrics import VideoScores, bootstrap_intervals, evaluate
@@ -93,7 +93,8 @@ def score_swaps(args: argparse.Namespace) -> VideoScores:
     if not swaps.exists():
         options = ["--data-dir", args.data_dir, "--crops-dir", args.crops_dir, "--folds", args.fold]
         options += ["--folds-csv", args.folds_csv] if args.folds_csv else []
-        face_swaps.main(face_swaps.get_args_parser().parse_args(list(map(str, options))))
+        # In a process of its own: data loading workers that are forked after OpenCV has started threads hang.
+        run_program("-m", "training.pipelines.face_swaps", *map(str, options))
     changes = {"crops_dir": Path("swaps"), "folds_csv": swaps}
     return score_checkpoint(argparse.Namespace(**{**vars(args), **changes}))
 

@@ -1,18 +1,7 @@
-"""Sample clips made from scikit-image's photographs, for the demo, the tests and the benchmarks.
-
-    python -m preprocessing.sample_clips FOLDER
-
-writes the three clips of the demo.
-"""
+"""Sample clips made from scikit-image's photographs, for the demo, the tests and the benchmarks."""
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program without a traceback
-
-import argparse
 from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
@@ -24,7 +13,6 @@ import numpy as np
 from av.video.stream import VideoStream
 from skimage.data import astronaut, coffee
 
-from common import cli
 from preprocessing.x264 import reproducible_options
 
 CRF = 18  # visually lossless
@@ -90,28 +78,3 @@ def face_clip(path: str | Path, frames: int = 40, width: int = 480, height: int 
 def faceless_clip(path: str | Path, frames: int = 40, width: int = 480, height: int = 360) -> Path:
     """Write a clip of a cup of coffee."""
     return write_clip(path, moving(coffee(), frames, width, height))
-
-
-def write_demo_clips(folder: Path) -> None:
-    """Write the clips of the demo: two with a face, one without."""
-    folder.mkdir(parents=True, exist_ok=True)
-    face_clip(folder / "astronaut.mp4", 100, 960, 720)
-    face_clip(folder / "astronaut_portrait.mp4", 60, 360, 640)
-    faceless_clip(folder / "coffee_no_face.mp4", 60, 640, 480)
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    parser = cli.make_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="output folder")
-    return parser
-
-
-def main(args: argparse.Namespace) -> int:
-    """Write the clips of the demo. Return the exit status."""
-    write_demo_clips(args.folder)
-    return cli.OK
-
-
-if __name__ == "__main__":
-    cli.main(main, get_args_parser())

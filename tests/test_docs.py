@@ -54,7 +54,7 @@ OTHER_OPTIONS = {
     "--constraint",
 }
 # Files that users provide, and an old name in the changelog.
-WRITTEN = {"metadata.json", "figures.json"}
+WRITTEN = {"metrics.json", "metadata.json", "figures.json"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

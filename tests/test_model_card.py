@@ -27,7 +27,7 @@ def run(module: str, *options: str | Path | int) -> None:
 def test_measures_a_checkpoint_and_fills_its_card(tmp_path: Path) -> None:
     root, output = face_crops.make_dataset(tmp_path / "data", 1, 8, [0]), tmp_path / "out"
     card = face_crops.write(output / "MODEL_CARD.md", CARD.encode())
-    data = ("--checkpoint", DEFAULT, "--data-dir", root, "--workers", 0, "--device", "cpu")
+    data = ("--checkpoint", DEFAULT, "--data-dir", root, "--workers", 1, "--device", "cpu")
     run("benchmarks.model_card", *data, "--output-dir", output)
     result = json.loads((output / "card.json").read_text())
     for name, place in (("faces", ()), ("swaps", ("--crops-dir", "swaps", "--folds-csv", root / "swaps.csv"))):

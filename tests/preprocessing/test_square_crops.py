@@ -192,7 +192,7 @@ def test_training_and_evaluation_need_their_kind(root: Path, tmp_path: Path, cap
         build.check_kind(build.read_source(Namespace(**vars(place), crops_dir=square)), config.crop_spec())
 
 
-def test_train_default_uses_the_square_crops(tmp_path: Path) -> None:
+def test_train_default_uses_the_square_crops_in_every_step(tmp_path: Path) -> None:
     """A program that writes its arguments down stands in for Python."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ "$1" = - ] || echo "$@" >> "{tmp_path}/commands"\n')
@@ -203,10 +203,16 @@ def test_train_default_uses_the_square_crops(tmp_path: Path) -> None:
         command = [ROOT / "train_default.sh", tmp_path / folder, tmp_path / "out", "--workers", "0"]
         assert programs.run(command, env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)}).returncode == 0
     commands = (tmp_path / "commands").read_text().splitlines()
-    assert len(commands) == 6
-    options = f" --crops-dir crops_square --folds-csv {tmp_path}/square/folds_square.csv "
-    assert [options in command for command in commands] == [False] * 3 + [True] * 3
-    assert all(command.endswith(" --workers 0") for command in commands)
+    options = f" --crops-dir crops_square --folds-csv {tmp_path}/square/folds_square.csv"
+    assert [options in command for command in commands] == [False] * 5 + [True] * 5
+    programs_run = [Path(command.split()[0]).stem for command in commands]
+    train = "train_classifier"
+    assert programs_run == [train, "crop_landmarks", train, "calibrate", "evaluate"] * 2
+    steps = [f"{tmp_path}/out/step{number}_{face_crops.NETWORK}_last.pt" for number in (1, 2)]
+    assert "--resume" not in commands[0]
+    assert f" --resume {steps[0]} --from-zero " in commands[2]
+    assert f" --checkpoint {steps[1]} " in commands[3]
+    assert all(command.endswith(" --workers 0") for command in commands if "crop_landmarks" not in command)
 
 
 def test_square_is_the_embedded_models_crop() -> None:

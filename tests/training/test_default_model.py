@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import torch
 from scipy.special import expit
 from skimage.data import astronaut
 
+from benchmarks import model_card
 from preprocessing import sample_clips
 from preprocessing.crops import cut
 from preprocessing.images import encode_image
@@ -25,14 +27,15 @@ from tests.support import face_crops, programs
 from tests.support.details import read_records
 from training.datasets.folds import HALVES, half_of, read_folds, validation_rows
 from training.pipelines.calibration import fit_bands, fit_platt
-from training.pipelines.checkpointing import _flatten
 from training.pipelines.submissions import EvaluationError
 from training.tools.checkpoint import load_network, read_checkpoint
 from training.tools.config import read_config
 
 DEFAULT = face_crops.ROOT / "weights/default_lite0.pt"
 CARD = face_crops.ROOT / "weights/MODEL_CARD.md"
-CONFIG = face_crops.ROOT / "configs/default_lite0.json"
+PEOPLE = face_crops.ROOT / "weights/people_fold0.csv"
+CONFIG = face_crops.ROOT / "configs/default_lite0_2.json"  # that of the last step
+TRAINED = f"step2_{face_crops.NETWORK}_last.pt"
 # A tight square around the face of the portrait, measured by hand: mid-forehead to chin, ear to ear.
 LEFT, TOP, SIDE = 174, 79, 104
 
@@ -43,24 +46,22 @@ def test_card_has_the_hash_of_the_file() -> None:
 
 
 def test_card_has_the_metrics() -> None:
-    """The card shows weights/metrics.json in the format that evaluate.py prints."""
-    metrics = json.loads((DEFAULT.parent / "metrics.json").read_text())
-    card, intervals = CARD.read_text(), metrics.pop("intervals")
-    for name in metrics.keys() - intervals.keys():
-        assert f"\n{name:20}{metrics.pop(name)}\n" in card
-    for name, value in metrics.items():
-        low, high = intervals[name]
-        assert f"\n{name:20}{value:.5f}  ({low:.5f} to {high:.5f})\n" in card
+    """Its tables are those that model_card.py makes of weights/card.json."""
+    card = CARD.read_text()
+    assert set(re.findall(r"<!-- (\w+) -->", card)) == {*model_card.TABLES, "end"}
+    assert model_card.update(card, json.loads((DEFAULT.parent / "card.json").read_text())) == card
 
 
 def test_was_trained_with_the_configuration() -> None:
     """The weights are those of the last epoch, trained with the options that train_default.sh adds."""
     config = read_config(CONFIG)
-    assert replace(load_network(DEFAULT)[1], bands=None) == config.recipe(config.crop_spec())
+    recipe = replace(config.recipe(config.crop_spec()), flip=True, shift=0.04)
+    assert replace(load_network(DEFAULT)[1], bands=None) == recipe
     found = read_checkpoint(DEFAULT)["trained"]
-    # Keys that did not exist then have the values that were fixed then.
-    now = _flatten(config.model_dump(mode="json", exclude={"pretrained"}))
-    assert _flatten(found["settings"]["config"]).items() <= now.items()
+    # The run was ended early: its settings have one epoch more.
+    settings = config.model_dump(mode="json", exclude={"pretrained"})
+    settings["optimizer"]["schedule"]["epochs"] += 1
+    assert found["settings"]["config"] == settings
     assert found["epoch"] == config.optimizer.schedule.epochs - 1
     others = {"seed": 777, "fold": 0, "label_smoothing": 0.05, "dropout": "none", "oversample": True}
     assert others.items() <= found["settings"].items()
@@ -68,7 +69,7 @@ def test_was_trained_with_the_configuration() -> None:
 
 def test_is_calibrated() -> None:
     found = read_checkpoint(DEFAULT)["calibration"]
-    assert (found["data"], found["half"], found["crops"]) == ("fold 0", "calibration", 1204)
+    assert (found["data"], found["half"], found["crops"]) == ("fold 0", "calibration", 1098)
     assert 0.5 < found["temperature"] < 2
     assert abs(found["offset"]) < 1
 
@@ -166,9 +167,9 @@ def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     command = ["train_default.sh", root.name, f"{root.name}/out", *changes, "--device", "cpu", "--workers", 0]
     first = run(*command, cwd=root.parent)
-    assert "epoch 1 (2 of 2)" in first.stdout
+    assert first.stdout.count("epoch 1 (2 of 2)") == 2
     again = run(*command, cwd=root.parent)
-    assert "all 2 epochs are done" in again.stderr
+    assert again.stderr.count("all 2 epochs are done") == 2
     assert again.stdout.splitlines() == [line for line in first.stdout.splitlines() if not line.startswith("epoch ")]
     return root
 
@@ -176,14 +177,14 @@ def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_calibration_is_in_the_last_layer(retrained: Path) -> None:
     """The calibrated checkpoint gives the logits of the trained one, shifted and scaled, with float16 weights."""
-    trained, packed = retrained / "out" / f"{face_crops.NETWORK}_last.pt", retrained / "out/model.pt"
+    trained, packed = retrained / "out" / TRAINED, retrained / "out/model.pt"
     found = read_checkpoint(packed)["calibration"]
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         before, after = (load_network(path)[0](images) for path in (trained, packed))
     torch.testing.assert_close(after, (before - found["offset"]) / found["temperature"], rtol=0.01, atol=0.01)
     assert all(value.dtype == torch.float16 for value in read_checkpoint(packed)["state_dict"].values() if value.ndim)
-    assert replace(load_network(packed)[1], bands=None) == load_network(trained)[1]
+    assert replace(load_network(packed)[1], bands=None, flip=False, shift=0.0) == load_network(trained)[1]
     assert load_network(packed)[1].bands is not None
 
 
@@ -223,7 +224,9 @@ def test_report_is_measured_on_the_other_half(retrained: Path, tmp_path: Path) -
     metrics = json.loads((retrained / "out/metrics.json").read_text())
     scores = evaluate(tmp_path, "--checkpoint", retrained / "out/model.pt", "--data-dir", retrained)
     assert len(scores) == 2 * face_crops.PAIRS
-    reported = scores[scores["video"].str.split("_").str[0].map(half_of) == "report"]
+    # The originals are not in the list of people, so each is a person of its own.
+    originals = "original " + scores["video"].str.split("_").str[0]
+    reported = scores[originals.map(half_of) == "report"]
     assert metrics["videos"] == len(reported) == 8
     right = np.where(reported["label"] == 1, reported["score"], 1 - reported["score"])
     assert metrics["log_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-4)
@@ -232,10 +235,10 @@ def test_report_is_measured_on_the_other_half(retrained: Path, tmp_path: Path) -
     assert low < metrics["log_loss"] < high
 
 
-def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
+def robustness(root: Path, checkpoint: Path, *more: str | Path) -> list[list[str]]:
     """AUC, log loss, true and false positive rates for each modification of the crops, starting with none."""
     options = ("--checkpoint", checkpoint, "--data-dir", root, "--workers", 0, "--json", root / "robustness.json")
-    done = programs.run([sys.executable, "-m", "benchmarks.robustness", *options], cwd=face_crops.ROOT)
+    done = programs.run([sys.executable, "-m", "benchmarks.robustness", *options, *more], cwd=face_crops.ROOT)
     assert done.returncode == 0, done.stderr
     printed = [line.split()[-4:] for line in done.stdout.splitlines()[1:]]
     written = json.loads((root / "robustness.json").read_text()).values()
@@ -248,7 +251,7 @@ def robustness(root: Path, checkpoint: Path) -> list[list[str]]:
 @pytest.mark.slow
 def test_robustness_starts_with_the_report(retrained: Path) -> None:
     """Unchanged crops give the metrics of the report. Every modification except JPEG compression changes the loss."""
-    (auc, log_loss, *_), *changed = robustness(retrained, retrained / "out/model.pt")
+    (auc, log_loss, *_), *changed = robustness(retrained, retrained / "out/model.pt", "--people", PEOPLE)
     metrics = json.loads((retrained / "out/metrics.json").read_text())
     assert (auc, log_loss) == (f"{metrics['auc']:.3f}", f"{metrics['log_loss']:.3f}")
     assert len(changed) == 12
@@ -269,7 +272,7 @@ def test_robustness_modifies_crops_as_named(tmp_path: Path) -> None:
     unchanged, _, _, _, half, quarter, noise, dark, gray, *geometry = losses
     assert [half, quarter, gray, *geometry] == pytest.approx([unchanged] * 7, abs=0.002)
     assert abs(noise - unchanged) > 0.005
-    assert abs(dark - unchanged) > 0.015
+    assert abs(dark - unchanged) > 0.005
 
 
 @pytest.mark.slow
