@@ -97,7 +97,7 @@ def test_every_network_is_supported(tmp_path: Path, crops: np.ndarray, network: 
 
 def test_flip_averages_the_logits_of_a_crop_and_its_mirror_image(tmp_path: Path, crops: np.ndarray) -> None:
     network, recipe = load_network(DEFAULT_MODEL)
-    save_checkpoint(tmp_path / "flipped.pt", network.state_dict(), replace(recipe, flip=True))
+    save_checkpoint(tmp_path / "flipped.pt", network.state_dict(), replace(recipe, flip=True, shift=0.0))
     crops = np.stack([cv2.resize(crop, (recipe.size, recipe.size)) for crop in crops])
     with torch.inference_mode():
         logits, mirrored = (

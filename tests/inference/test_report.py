@@ -327,7 +327,7 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     header, records = read_header(tmp_path / "d.jsonl"), read_records(tmp_path / "d.jsonl")
     assert header["method"] == {"frames": 4, "strategy": "confident", "aggregate": "person", "detector_scale": "auto"}
-    assert header["bands"]["faces"] == 1204
+    assert header["bands"]["faces"] == 1098
     assert records["face.mp4"]["sha256"]
     assert records["face.mp4"]["codec"] == "h264"
     assert records["face.mp4"]["low_evidence"] == ["few faces (4)"]

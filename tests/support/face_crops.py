@@ -69,6 +69,14 @@ def portrait(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(face * light, 0, 255).astype(np.uint8), np.rint((LANDMARKS - (left, top)) * scale)
 
 
+def square_face(random: np.random.Generator) -> np.ndarray:
+    """A tight square around the face, as the embedded model needs it, at a random place, size and brightness."""
+    side = random.integers(100, 115)
+    left, top = np.array([174, 79]) + random.integers(-6, 7, 2) - (side - 104) // 2
+    face = astronaut()[top : top + side, left : left + side]
+    return np.clip(face * random.uniform(0.8, 1.1), 0, 255).astype(np.uint8)
+
+
 def swapped_mouth(face: np.ndarray, landmarks: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """The face with its mouth replaced by another part of it."""
     middle = landmarks[3:].mean(axis=0)

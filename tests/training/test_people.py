@@ -11,7 +11,6 @@ import pytest
 
 from preprocessing.images import encode_image
 from tests.support import face_crops
-from tests.support.face_crops import portrait
 from training.datasets.folds import HALVES, half_of, read_folds, validation_rows
 from training.datasets.people import PeopleError, groups_of, read_people
 from training.pipelines import calibrate, evaluate
@@ -102,7 +101,7 @@ def test_submission_is_evaluated_by_person(tmp_path: Path, caplog: pytest.LogCap
 @pytest.mark.slow
 def test_crops_are_calibrated_and_evaluated_by_person(tmp_path: Path) -> None:
     """Faces are real and gray crops fake, but a third of the labels are wrong, so that no network separates them."""
-    face, gray = portrait(np.random.default_rng(0))[0], np.full((99, 99, 3), 128, np.uint8)
+    face, gray = face_crops.square_face(np.random.default_rng(0)), np.full((99, 99, 3), 128, np.uint8)
     people, rows = {str(n): PEOPLE[n % 4] for n in range(12)}, []
     for original in people:
         for label, image in enumerate((face, gray) if int(original) > 3 else (gray, face)):
