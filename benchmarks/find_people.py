@@ -33,7 +33,7 @@ from training.datasets.crop_source import CropSource
 from training.datasets.folds import read_folds, validation_rows
 from training.options import add_crops_arguments
 
-# setuptools has the module pkg_resources, which face_recognition_models needs, up to this version.
+# face_recognition_models needs pkg_resources, which setuptools has up to version 80.
 PACKAGES = "dlib-bin face_recognition_models 'setuptools<81'"
 # dlib recommends 0.6 as the limit for two crops of one person; crops of DFDC's tight squares need a lower one.
 DISTANCE = 0.5
@@ -84,9 +84,7 @@ class Embedder:
             self.dlib: Any = importlib.import_module("dlib")
             models: Any = importlib.import_module("face_recognition_models")
         except ImportError as error:
-            raise UserError(
-                f"{error.name}: not installed. Run pip install dlib-bin face_recognition_models 'setuptools<81'"
-            ) from None
+            raise UserError(f"{error.name}: not installed. Run pip install {PACKAGES}") from None
         self.landmarks = self.dlib.shape_predictor(models.pose_predictor_five_point_model_location())
         self.network = self.dlib.face_recognition_model_v1(models.face_recognition_model_location())
 

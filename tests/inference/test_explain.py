@@ -313,7 +313,7 @@ def test_heat_finds_known_manipulations(trained: Path, tmp_path: Path) -> None:
     """Of the heat in a clip, more lies in the manipulated disc than of a centered Gaussian and of random discs."""
     explainer = Explainer([trained])
     shares = []
-    for x, y in ((0.25, 0.3), (0.8, 0.85), (0.8, 0.25), (0.2, 0.8)):
+    for x, y in ((0.25, 0.3), (0.8, 0.85)):
         for image, (*box, disc_x, disc_y, radius) in manipulated_clip(tmp_path / "clip.mp4", x, y):
             heat = explainer.heat(image, box)
             xmin, ymin, _, _ = explainer.window(box)
@@ -326,5 +326,5 @@ def test_heat_finds_known_manipulations(trained: Path, tmp_path: Path) -> None:
             overlap = [disc[np.hypot(columns - a, rows - b) <= radius].mean() for a, b in random]
             shares.append([np.average(disc, weights=heat), np.average(disc, weights=gaussian), np.mean(overlap)])
     heat_share, gaussian_share, random_share = np.mean(shares, axis=0)
-    assert heat_share > 1.3 * gaussian_share
-    assert heat_share > 1.3 * random_share
+    assert heat_share > 1.5 * gaussian_share
+    assert heat_share > 1.5 * random_share

@@ -37,9 +37,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         people) that they come from ({} with --bands-only); and the recipe's `bands`.
     """
     fold = read_fold(args)
-    if not args.bands_only:
-        flip, shift = args.flip or fold.recipe.flip, args.shift or fold.recipe.shift
-        fold = fold._replace(recipe=replace(fold.recipe, flip=flip, shift=shift))
+    flip, shift = args.flip or fold.recipe.flip, args.shift or fold.recipe.shift
+    fold = fold._replace(recipe=replace(fold.recipe, flip=flip, shift=shift))
     rows, scores = score_fold(args, fold)
     crops = fold.source.crops
     scores, fake = np.clip(scores, EPS, 1 - EPS), crops.fake[rows]
